@@ -1,0 +1,141 @@
+"""What a person sees while something long is going on, on stderr only.
+
+In: counts and figures. Out: a tqdm bar on a terminal, a plain line every ten seconds anywhere else (log files,
+CI), nothing when quiet. `recording` also keeps what `say` says in a log file.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from captioner.files import append_line
+
+INTERVAL_SECONDS = 10.0
+
+_logs: list[Path] = []
+
+
+class Bar(Protocol):
+    """What `bar` hands out."""
+
+    def update(self, n: int = 1, **figures: float | str) -> None:
+        """`n` more are done; `figures` (loss=2.31, words_per_second=900) are shown beside the count."""
+
+
+@contextmanager
+def bar(
+    total: int | None, unit: str, description: str, quiet: bool = False, *, done: int = 0
+) -> Iterator[Bar]:
+    """A progress bar for `total` things called `unit`, of which `done` were finished in an earlier run.
+
+    Example:
+        >>> with bar(100, "pictures", "features", quiet=True) as progress:
+        ...     progress.update(32, failed=1)
+    """
+    if quiet:
+        yield _Silence()
+    elif sys.stderr.isatty():
+        with _TerminalBar(total, unit, description, done) as shown:
+            yield shown
+    else:
+        lines = _Lines(total, unit, description, done)
+        yield lines
+        lines.finish()
+
+
+def say(text: str, *, quiet: bool = False) -> None:
+    """One line of narration on stderr, above a bar that is being drawn; also into the logs of `recording`."""
+    for path in _logs:
+        append_line(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
+    if not quiet:
+        tqdm.write(text, file=sys.stderr)
+
+
+@contextmanager
+def recording(path: str | Path) -> Iterator[None]:
+    """Everything said inside is also appended to the file at `path`, with the time."""
+    _logs.append(Path(path))
+    try:
+        yield
+    finally:
+        _logs.remove(Path(path))
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    >>> duration(8.24), duration(75), duration(7300)
+    ('8.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+class _Silence:
+    def update(self, n: int = 1, **figures: float | str) -> None:
+        return
+
+
+class _TerminalBar:
+    def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
+        self._bar = tqdm(
+            total=total, unit=f" {unit}", desc=description, initial=done, file=sys.stderr, dynamic_ncols=True
+        )
+
+    def __enter__(self) -> _TerminalBar:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.close()
+
+    def update(self, n: int = 1, **figures: float | str) -> None:
+        if figures:
+            self._bar.set_postfix({key: _figure(value) for key, value in figures.items()}, refresh=False)
+        self._bar.update(n)
+
+
+class _Lines:
+    def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
+        self._total, self._unit, self._description = total, unit, description
+        self._done = self._before = done
+        self._figures: dict[str, float | str] = {}
+        self._began = self._last = time.monotonic()
+
+    def update(self, n: int = 1, **figures: float | str) -> None:
+        self._done += n
+        self._figures.update(figures)
+        now = time.monotonic()
+        if now - self._last >= INTERVAL_SECONDS:
+            self._last = now
+            print(self._line(now), file=sys.stderr, flush=True)
+
+    def finish(self) -> None:
+        print(self._line(time.monotonic(), ended=True), file=sys.stderr, flush=True)
+
+    def _line(self, now: float, ended: bool = False) -> str:
+        seconds = max(now - self._began, 1e-9)
+        rate = (self._done - self._before) / seconds
+        count = f"{self._done}" if self._total is None else f"{self._done}/{self._total}"
+        parts = [f"{self._description}: {count} {self._unit}", f"{_figure(rate)} {self._unit}/s"]
+        if ended:
+            parts.append(duration(seconds))
+        elif self._total is not None and rate > 0:
+            parts.append(f"{duration((self._total - self._done) / rate)} left")
+        return ", ".join(parts + [f"{key} {_figure(value)}" for key, value in self._figures.items()])
+
+
+def _figure(value: float | str) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if isinstance(value, int) or abs(value) >= 100 else f"{value:.3g}"
