@@ -1,0 +1,281 @@
+"""The configuration: frozen dataclasses that are the schema, the defaults and the documentation.
+
+A recipe (a TOML file, or the name of one in `captioner/recipes/`) and `--set section.key=value` go in, a checked
+`Config` comes out. Precedence: default < recipe < `--set`. An unknown key or a value of the wrong type is a
+`ConfigError` that names the nearest known one. Nothing is read from anywhere else, nothing changes afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import ConfigError, unknown_name
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which captions, and which words of them."""
+
+    format: str = "auto"  # a row of datasets.DATASETS, or auto: recognised from the folder
+    min_count: int = 2  # times a word must occur in the training captions to be learnt
+    max_size: int = 10000  # words at most, the special ones included; 0: no limit
+    max_words: int = 30  # longer training captions are cut after this many words
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderConfig:
+    """Which CNN looks at the picture."""
+
+    name: str = "mobilenet_v2"  # a row of encoders.ENCODERS, or package.module:name
+    weights: str = "imagenet"  # imagenet (Keras's download), none (from scratch), or a file
+    size: int = 0  # input height = width in pixels; 0: the encoder's own
+    l2: float = 0.0  # weight regularisation of a trained encoder, per squared weight
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Size and kind of the network that writes."""
+
+    units: int = 512  # state of the GRU
+    embedding: int = 256  # numbers per word
+    attention: str = "dot"  # dot (scaled, multi-head) or additive (Bahdanau)
+    heads: int = 1  # attention heads (dot)
+    sentinel: bool = False  # one more attention slot, for words that need no look at the picture
+    tied: bool = False  # the word embedding is also the output matrix
+    normalised: bool = False  # grid cells divided by their length before projection
+    dropout: float = 0.5  # share of word embeddings and outputs dropped in training
+    grid_dropout: float = 0.25  # share of projected grid channels dropped in training
+    regularizer: str = ""  # keras regulariser for the matrices: l1, l2, … or package.module:name
+    regularizer_strength: float = 0.0  # its factor
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How a caption is searched for."""
+
+    beam: int = 3  # hypotheses kept; 1: greedy
+    length_normalisation: float = 0.7  # score = log probability / words ** this
+    max_words: int = 24  # a caption ends here at the latest
+    no_repeat: int = 0  # forbid repeating any run of this many words; 0: off
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """What holds for all phases of a training."""
+
+    precision: str = "auto"  # auto, float32 or bfloat16: matrix products only; sums stay float32
+    select: str = "cider"  # dev score that picks the best epoch and stops early: cider, bleu4, …
+    dev_pictures: int = 0  # dev pictures captioned after each epoch; 0: all
+    save_minutes: float = 5.0  # at least this often within an epoch (and after each epoch)
+    max_to_keep: int = 2  # resumable checkpoints kept
+    tensorboard: bool = False  # also write TensorBoard summaries (extra: captioner[tensorboard])
+
+
+@dataclasses.dataclass(frozen=True)
+class PhaseConfig:
+    """One stretch of training: an objective, what it changes, for how long."""
+
+    objective: str = "cross_entropy"  # cross_entropy, reward, or package.module:name
+    trains: tuple[str, ...] = ("decoder",)  # decoder, encoder
+    encoder_from: str = ""  # first encoder layer trained; the ones before stay; empty: all
+    augment: bool = False  # pictures cropped, flipped, recoloured anew each epoch (no cache)
+    epochs: int = 10  # passes over the training pictures
+    patience: int = 0  # stop after this many epochs without a better dev score; 0: never
+    pictures_per_batch: int = 16  # with all their captions
+    captions_per_picture: int = 0  # drawn anew each epoch; 0: all
+    optimizer: str = "adam"  # a row of optimisers.OPTIMIZERS, or package.module:name
+    learning_rate: float = 8e-4  # of the decoder
+    encoder_learning_rate: float = 1e-4  # of the encoder, when trained
+    schedule: str = "cosine"  # constant, linear, cosine, exponential: over the phase
+    final_rate: float = 0.05  # learning rate at the end, as a share of the first
+    warmup_steps: int = 100  # steps over which the rate rises to its value
+    weight_decay: float = 0.0  # for optimisers that know it
+    clip_norm: float = 5.0  # gradients longer than this are scaled back; 0: off
+    label_smoothing: float = 0.1  # probability spread evenly over all words
+    coverage: float = 0.0  # weight of the doubly stochastic attention term (Xu et al. 2015)
+    average: float = 0.0  # decay per step of the averaged weights that are evaluated and kept; 0: off
+    dropout: bool = True  # decoder dropout on in this phase
+    samples: int = 5  # reward: captions sampled a picture
+    temperature: float = 1.0  # reward: of the samples
+    cross_entropy: float = 0.0  # reward: weight of a cross-entropy term beside it
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Everything a training is determined by, apart from the data themselves.
+
+    >>> load_config("", ["decoder.units=64"]).decoder.units
+    64
+    """
+
+    seed: int = 0  # of every random choice
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    decoder: DecoderConfig = DecoderConfig()
+    decode: DecodeConfig = DecodeConfig()
+    train: TrainConfig = TrainConfig()
+    phases: Mapping[str, PhaseConfig] = dataclasses.field(default_factory=lambda: {"decoder": PhaseConfig()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any], source: str = "configuration") -> Config:
+        """Check `values` against the schema.
+
+        Raises:
+            ConfigError: unknown key, wrong type or impossible value; `source` is named in the message.
+        """
+        config = _build(Config, values, source, "")
+        _validate(config, source)
+        return config
+
+    def __str__(self) -> str:
+        lines = [f"seed = {self.seed}"]
+        for name in ("data", "encoder", "decoder", "decode", "train"):
+            lines += ["", f"[{name}]", *_toml_lines(getattr(self, name))]
+        for name, phase in self.phases.items():
+            lines += ["", f"[phases.{name}]", *_toml_lines(phase)]
+        return "\n".join(lines) + "\n"
+
+
+def recipes() -> dict[str, str]:
+    """Name and TOML text of every recipe that comes with the package."""
+    folder = resources.files("captioner") / "recipes"
+    files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
+    return {f.name[: -len(".toml")]: f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}
+
+
+def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a recipe by name or path and apply `section.key=value` overrides.
+
+    Args:
+        recipe: a name in `captioner/recipes/`, the path of a TOML file, or "" for the defaults.
+        overrides: as typed after `--set`; values are TOML, bare words are strings.
+
+    Raises:
+        ConfigError: no such recipe, not TOML, an unknown key, a wrong value.
+    """
+    values = _read_recipe(str(recipe)) if str(recipe) else {}
+    for override in overrides:
+        _apply(values, override)
+    return Config.from_dict(values, source=str(recipe) or "configuration")
+
+
+def _read_recipe(recipe: str) -> dict[str, Any]:
+    known = recipes()
+    path = Path(recipe)
+    if recipe in known:
+        text = known[recipe]
+    elif path.suffix == ".toml" or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {recipe}: cannot be read ({error})") from error
+    else:
+        raise ConfigError(unknown_name("recipe", recipe, known) + "; or give the path of a .toml file")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {recipe} is not valid TOML: {error}") from error
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one `section.key=value` in the nested dictionary."""
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f'--set "{override}": expected section.key=value, such as decoder.units=512')
+    try:
+        value = tomllib.loads(f"x = {text.strip()}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for key in keys[:-1]:
+        values = values.setdefault(key, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f'--set "{override}": {key} is a value, not a section')
+    values[keys[-1]] = value
+
+
+def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: [{prefix.rstrip('.')}] should be a section, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    unknown = [key for key in values if key not in hints]
+    if unknown:
+        raise ConfigError(f"{source}: " + unknown_name("key", prefix + unknown[0], [prefix + h for h in hints]))
+    return cls(**{key: _convert(hints[key], value, source, prefix + key) for key, value in values.items()})
+
+
+def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, source, key + ".")
+    origin = typing.get_origin(kind)
+    if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
+        return tuple(value)
+    if origin is not None and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping) or not value:
+            raise ConfigError(f"{source}: {key} should be sections such as [phases.decoder]")
+        return {name: _build(PhaseConfig, phase, source, f"{key}.{name}.") for name, phase in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(kind, types.GenericAlias) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+        return value
+    wanted = "a list of strings" if origin is tuple else kind.__name__
+    raise ConfigError(f"{source}: {key} = {value!r}: expected {wanted}")
+
+
+_CHOICES = {
+    "decoder.attention": ("dot", "additive"),
+    "train.precision": ("auto", "float32", "bfloat16"),
+    "train.select": ("cider", "bleu4", "bleu3", "bleu2", "bleu1", "rouge_l", "loss"),
+}
+_PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
+_SHARES = ("dropout", "grid_dropout", "label_smoothing", "average")
+_POSITIVE = ("units", "embedding", "heads", "beam", "max_words", "epochs", "pictures_per_batch", "max_to_keep", "samples")
+
+
+def _validate(config: Config, source: str) -> None:
+    sections = {name: getattr(config, name) for name in ("data", "encoder", "decoder", "decode", "train")}
+    sections |= {f"phases.{name}": phase for name, phase in config.phases.items()}
+    for section, values in sections.items():
+        for key, value in dataclasses.asdict(values).items():
+            name = f"{section}.{key}"
+            phase_choices = _PHASE_CHOICES if section.startswith("phases.") else {}
+            choices = _CHOICES.get(name) or phase_choices.get(key)
+            if choices and value not in choices:
+                raise ConfigError(f"{source}: " + unknown_name(name, str(value), choices))
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                _check_number(f"{source}: {name}", key, value)
+    for name, phase in config.phases.items():
+        wrong = [part for part in phase.trains if part not in ("decoder", "encoder")]
+        if wrong or not phase.trains:
+            raise ConfigError(f"{source}: phases.{name}.trains: expected decoder, encoder or both, got {list(phase.trains)}")
+    if config.decoder.units % config.decoder.heads:
+        raise ConfigError(f"{source}: decoder.units ({config.decoder.units}) must be a multiple of decoder.heads")
+
+
+def _check_number(name: str, key: str, value: float) -> None:
+    if key in _POSITIVE and value < 1:
+        raise ConfigError(f"{name} = {value}: expected 1 or more")
+    if key in _SHARES and not 0 <= value < 1:
+        raise ConfigError(f"{name} = {value}: expected a share from 0 to below 1")
+    if value < 0:
+        raise ConfigError(f"{name} = {value}: expected 0 or more")
+
+
+def _toml_lines(section: Any) -> list[str]:
+    return [f"{f.name} = {_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
