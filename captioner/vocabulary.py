@@ -1,0 +1,253 @@
+"""Text to words to ids and back: the one text door of training, decoding and scoring.
+
+In: captions in any language. Out: word ids. Reads and writes one file, `vocabulary.txt`: one word a line,
+the line number (from 0) is the id, the first four lines are `<pad> <unk> <start> <end>`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+from captioner.errors import RunError
+from captioner.files import atomic_write, digest_bytes
+
+PAD, UNK, START, END = 0, 1, 2, 3
+SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a caption: NFKC, lower case, without punctuation.
+
+    On tokenised English it leaves what coco-caption's PTB tokeniser leaves, but for brackets, which are
+    dropped rather than spelled "-lrb-". Raw English is cut as that tokeniser cuts it ("dog's" is "dog" and
+    "'s"), so that scores agree. Elsewhere words are what stands between spaces, without the punctuation around
+    them, with the apostrophes and hyphens inside; scripts written without spaces (Han, Kana, Thai, Lao, Khmer,
+    Burmese) give one word a character with its marks. Cutting the joined words again changes nothing.
+
+    >>> words_of('A man in a T-shirt , the dog\\'s "owner" .')
+    ['a', 'man', 'in', 'a', 't-shirt', 'the', 'dog', "'s", 'owner']
+    >>> words_of("赤い円。")
+    ['赤', 'い', '円']
+    """
+    if text.isascii():
+        text = text.lower().translate(_CHARACTERS)
+    else:
+        # Once more after lower(): a few capitals have a lower-case form that NFKC would change again.
+        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
+        text = _SPACELESS.sub(r" \g<0> ", text.translate(_CHARACTERS))
+    words: list[str] = []
+    for chunk in text.split():
+        words.extend(_words_in(chunk))
+    return words
+
+
+def join_words(words: Iterable[str]) -> str:
+    """One line of text: a space between words, but for two characters of scripts written without spaces."""
+    words = list(words)
+    if not words:
+        return ""
+    pieces = [words[0]]
+    for left, right in pairwise(words):
+        tight = _SPACELESS.match(left) and _SPACELESS.match(right)
+        pieces.append(right if tight else " " + right)
+    return "".join(pieces)
+
+
+class Vocabulary:
+    """The words a model knows, each with its id.
+
+    >>> vocabulary = Vocabulary.build(["a dog runs .", "a cat"])
+    >>> vocabulary.words
+    ('<pad>', '<unk>', '<start>', '<end>', 'a', 'cat', 'dog', 'runs')
+    >>> vocabulary.ids("A dog sleeps.")
+    [4, 6, 1]
+    >>> vocabulary.text([START, 4, 6, 7, END, PAD])
+    'a dog runs'
+    """
+
+    def __init__(self, words: Sequence[str]) -> None:
+        """Takes all words in order of id, the four special ones first.
+
+        Raises:
+            RunError: the list is not a vocabulary; the message names the line (id + 1).
+        """
+        self.words = tuple(words)
+        self._ids = _checked_ids(self.words)
+
+    @classmethod
+    def build(cls, captions: Iterable[str], *, min_count: int = 1, max_size: int = 0) -> Vocabulary:
+        """Counts the words of `captions` and keeps those seen at least `min_count` times.
+
+        Ids follow (-count, word), so the order of the captions does not matter. `max_size` caps the size, the
+        four special words included; 0 is no cap.
+        """
+        counts: Counter[str] = Counter()
+        for caption in captions:
+            counts.update(words_of(caption))
+        kept = [word for word in counts if counts[word] >= min_count]
+        kept.sort(key=lambda word: (-counts[word], word))
+        if max_size:
+            kept = kept[: max(0, max_size - len(SPECIAL_WORDS))]
+        return cls((*SPECIAL_WORDS, *kept))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Vocabulary:
+        """Reads a file that `save` wrote.
+
+        Raises:
+            RunError: it is missing or damaged; the message names the line.
+        """
+        path = Path(path)
+        try:
+            text = path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise RunError(f"{path}, line {line}: not UTF-8 text; {_REMEDY}") from error
+        except OSError as error:
+            raise RunError(f"{path}: cannot read the vocabulary ({error.strerror}); {_REMEDY}") from error
+        *words, rest = text.split("\n")
+        if rest or not words:
+            raise RunError(f'{path}, line {len(words) + 1}: cut off after "{rest}"; {_REMEDY}')
+        try:
+            return cls(words)
+        except RunError as error:
+            raise RunError(f"{path}, {error}; {_REMEDY}") from error
+
+    def save(self, path: str | Path) -> None:
+        """Writes one word a line, all at once or not at all."""
+        atomic_write(path, self._file_bytes())
+
+    def __len__(self) -> int:
+        """The number of ids, the four special ones included."""
+        return len(self.words)
+
+    def __contains__(self, word: object) -> bool:
+        return word in self._ids
+
+    def ids(self, text_or_words: str | Sequence[str]) -> list[int]:
+        """Ids of a text (cut by `words_of`) or of words; unknown words are UNK; no START, no END."""
+        words = words_of(text_or_words) if isinstance(text_or_words, str) else text_or_words
+        get = self._ids.get
+        return [get(word, UNK) for word in words]
+
+    def text(self, ids: Iterable[int]) -> str:
+        """The text of ids up to END, without PAD and START."""
+        words = []
+        for word_id in ids:
+            if word_id == END:
+                break
+            if word_id not in (PAD, START):
+                words.append(self.words[word_id])
+        return join_words(words)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of the file that `save` writes."""
+        return digest_bytes(self._file_bytes())
+
+    def _file_bytes(self) -> bytes:
+        return "".join(word + "\n" for word in self.words).encode("utf-8")
+
+
+_REMEDY = "restore the file from a copy, or train again"
+
+
+def _checked_ids(words: Sequence[str]) -> dict[str, int]:
+    for line, special in enumerate(SPECIAL_WORDS, start=1):
+        found = words[line - 1] if line <= len(words) else "the end"
+        if found != special:
+            raise RunError(f'line {line}: expected "{special}", found "{found}"')
+    ids: dict[str, int] = {}
+    for word_id, word in enumerate(words):
+        if word.split() != [word]:
+            raise RunError(f'line {word_id + 1}: "{word}" is not one word')
+        if ids.setdefault(word, word_id) != word_id:
+            raise RunError(f'line {word_id + 1}: "{word}" stands already on line {ids[word] + 1}')
+    return ids
+
+
+# ASCII symbols that PTB leaves as words of their own; other symbols (currency, arithmetic, emoji) are known by
+# their Unicode category.
+_SYMBOLS = frozenset("#&%@*")
+# What may stand inside a word (Catalan l·l, Tibetan syllables, the joiners of Persian and Hindi) and is stripped
+# around it.
+_INNER = "'-.,:/_·\u0f0b\u200c\u200d"
+_SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "‐": "-"})
+
+
+class _Characters(dict[int, str]):
+    """What `str.translate` does with each character, worked out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code).translate(_SAME)
+        kind = unicodedata.category(character)
+        if 0xFE00 <= code <= 0xFE0F:  # variation selectors: how an emoji is drawn
+            result = ""
+        elif kind[0] in "LMN" or character in _INNER:
+            result = character
+        elif kind in ("Sc", "Sm", "So") or character in _SYMBOLS:
+            result = f" {character} "
+        elif kind == "Cf":  # soft hyphens, byte-order marks, direction marks
+            result = ""
+        else:
+            result = " "
+        self[code] = result
+        return result
+
+
+_CHARACTERS = _Characters()
+
+
+def _spaceless_pattern() -> re.Pattern[str]:
+    # Escapes, not characters: a tool that normalises text would move the compatibility ideographs across Hangul.
+    han = r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    kana = r"\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
+    bopomofo = r"\u3105-\u312f\u31a0-\u31bf"
+    letters, marks = [han, kana, bopomofo], [r"\u0300-\u036f\u3099\u309a"]
+    # Thai and Lao, Burmese, Khmer; digits are left alone, they are read as numbers.
+    for first, last in ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF)):
+        for character in map(chr, range(first, last + 1)):
+            kind = unicodedata.category(character)[0]
+            if kind in "LM":
+                (letters if kind == "L" else marks).append(character)
+    return re.compile(f"[{''.join(letters)}][{''.join(marks)}]*")
+
+
+_SPACELESS = _spaceless_pattern()
+_BREAK = re.compile(r"\.{2,}|-{2,}|(?<!\d)[,:]|[,:](?!\d)")
+_ENGLISH_TAILS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
+_WHOLE = frozenset((*_ENGLISH_TAILS, "'n'"))
+_ABBREVIATION = re.compile(r"([a-z]\.)+|(mr|mrs|ms|dr|jr|sr|st|co|vs|etc)\.")
+
+
+@lru_cache(maxsize=1 << 17)
+def _words_in(chunk: str) -> tuple[str, ...]:
+    """The words of what stands between two spaces. Cached: captions repeat themselves."""
+    if chunk in _WHOLE:
+        return (chunk,)
+    words: list[str] = []
+    for piece in _BREAK.split(chunk):
+        word = piece.strip(_INNER)
+        if not word:
+            continue
+        start = piece.index(word)
+        if piece[start + len(word) :].startswith(".") and _ABBREVIATION.fullmatch(word + "."):
+            words.append(word + ".")
+            continue
+        words.extend(_english_parts(word))
+    return tuple(words)
+
+
+def _english_parts(word: str) -> list[str]:
+    if word == "cannot":
+        return ["can", "not"]
+    for tail in _ENGLISH_TAILS:
+        if word.endswith(tail) and len(word) > len(tail):
+            return [word.removesuffix(tail), tail]
+    return [word]
