@@ -1,0 +1,291 @@
+"""The network that writes: attention over the picture's grid and a GRU, one word after another.
+
+A grid (B, P, C) and the words so far go in, the logits of the next word come out. Dimension letters of the whole
+project:
+
+    B pictures      P cells of the grid     C channels of a cell     R captions a picture     K beams (R, when decoding)
+    T words         V vocabulary            U state units            E embedding              N rows: B * K
+    H heads         A attention units       D context units          M real words of a batch  S see recurrence.py
+
+The picture is projected once (`prepare`), whatever the number of captions or words. Training runs all words at once
+(`packed_logits`), search goes word by word (`step`); both use `Recurrence.word`, and a test holds them to 1e-5.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from captioner.config import DecoderConfig
+from captioner.errors import RunError
+from captioner.recurrence import Recurrence, Tensor, Weights
+
+
+class Memory(NamedTuple):
+    """A picture as the decoder sees it: keys (B, H, P, A/H), values (B, H, P, D/H), mean (B, C)."""
+
+    keys: Tensor
+    values: Tensor
+    mean: Tensor
+
+
+class Packed(NamedTuple):
+    """The real words of a batch.
+
+    Attributes:
+        outputs: (M, O) what the output matrix is applied to.
+        logits: (M, V).
+        words: (M,) int32, the words that should have been written.
+        weights: (M,) float32.
+        attention: (S, R, P), mean over heads, zero where a caption has ended.
+        place: (S, 2) int64: word number and picture number of each packed row.
+    """
+
+    outputs: Tensor
+    logits: Tensor
+    words: Tensor
+    weights: Tensor
+    attention: Tensor
+    place: Tensor
+
+
+class CaptionDecoder(keras.Model):
+    """Attention + GRU decoder (Xu et al. 2015, with the GRU of Cho et al. 2014).
+
+    Args:
+        config: its size and kind.
+        vocabulary_size: V.
+        channels: C of the grid.
+        seed: of the initial weights.
+        precision: "float32" or "bfloat16", of the matrix products.
+
+    >>> decoder = CaptionDecoder(DecoderConfig(units=8, embedding=4), vocabulary_size=6, channels=3)
+    >>> memory = decoder.prepare(np.ones((2, 5, 3), "float32"))
+    >>> logits, state, attention = decoder.step(np.array([2, 2]), decoder.initial_state(memory), memory)
+    >>> logits.shape, state.shape, attention.shape
+    (TensorShape([2, 6]), TensorShape([2, 8]), TensorShape([2, 5]))
+    """
+
+    def __init__(
+        self, config: DecoderConfig, *, vocabulary_size: int, channels: int, seed: int = 0, precision: str = "float32"
+    ) -> None:
+        super().__init__(name="decoder")
+        self.config, self.vocabulary_size, self.channels = config, vocabulary_size, channels
+        self.products = tf.bfloat16 if precision == "bfloat16" else tf.float32
+        heads = config.heads if config.attention == "dot" else 1
+        self.recurrence = Recurrence(config.attention, heads, self.products)
+        self._seed = seed * 1000
+        V, C, U, E = vocabulary_size, channels, config.units, config.embedding
+        A = D = U
+        O = self.outputs_width = E if config.tied else U
+        self.embedding = self._matrix("embedding", V, E, scale=0.05)
+        self.input_kernel = self._matrix("input_kernel", E, 3 * U)
+        self.input_bias = self._vector("input_bias", 3 * U)
+        self.state_kernel = self._matrix("state_kernel", U, A + 3 * U)
+        self.state_bias = self._vector("state_bias", 3 * U)
+        self.context_kernel = self._matrix("context_kernel", D, 3 * U)
+        self.score = self._matrix("score", A, 1) if config.attention == "additive" else None
+        self.grid_kernel = self._matrix("grid_kernel", C, A + D)
+        self.grid_bias = self._vector("grid_bias", A + D)
+        self.start_kernel = self._matrix("start_kernel", C, U)
+        self.start_bias = self._vector("start_bias", U)
+        self.sentinel = self._matrix("sentinel", 1, A + D) if config.sentinel else None
+        self.output_kernel = self._matrix("output_kernel", U + D, O)
+        self.output_bias = self._vector("output_bias", O)
+        self.word_kernel = None if config.tied else self._matrix("word_kernel", O, V)
+        self.word_bias = self._vector("word_bias", V)
+        self.built = True
+
+    # The picture, once.
+
+    def prepare(self, features: Tensor, seed: Tensor | None = None) -> Memory:
+        """Project the grids (B, P, C); `seed` (2,) int32 switches dropout on."""
+        features = tf.cast(features, tf.float32)
+        if self.config.normalised:
+            features = tf.math.l2_normalize(features, -1) * self.channels**0.5
+        if seed is not None:  # whole channels, so that no neighbouring cell gives the dropped number away
+            kept = _dropout(tf.ones([tf.shape(features)[0], 1, self.channels]), self.config.grid_dropout, seed, 0)
+            features *= kept
+        projected = self._product(features, self.grid_kernel) + self.grid_bias  # (B, P, A + D)
+        if self.sentinel is not None:
+            extra = tf.repeat(self.sentinel[None], tf.shape(features)[0], axis=0)
+            projected = tf.concat([projected, extra], 1)  # (B, P + 1, A + D)
+        A = self.config.units
+        cells, split = tf.shape(projected)[1], self.recurrence._split
+        keys = split(projected[..., :A], cells)  # (B, H, P, A/H)
+        values = split(tf.nn.relu(projected[..., A:]), cells)  # (B, H, P, D/H)
+        static = features.shape[1] + (self.sentinel is not None) if features.shape[1] is not None else None
+        for part in (keys, values):
+            part.set_shape([None, None, static, None])
+        return Memory(keys, values, tf.reduce_mean(features, 1))
+
+    def initial_state(self, memory: Memory) -> Tensor:
+        """(B, U): the state before the first word, from the mean of the grid."""
+        return tf.tanh(self._product(memory.mean, self.start_kernel) + self.start_bias)
+
+    # Word by word, for search.
+
+    def step(self, words: Tensor, state: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
+        """The next word's logits for K captions of each of B pictures.
+
+        Args:
+            words: (N,) int32, the words written last; N = B * K, the captions of a picture side by side.
+            state: (N, U).
+            memory: of the B pictures.
+
+        Returns:
+            logits (N, V), state (N, U), attention (N, P): over the cells; with a sentinel the rest to 1 is its.
+        """
+        B = tf.shape(memory.keys)[0]
+        embedded = tf.gather(self.embedding, words)  # (N, E)
+        inputs = self._product(embedded, self.input_kernel) + self.input_bias  # (N, 3U)
+        rows = [tf.reshape(x, [B, -1, x.shape[-1]]) for x in (state, inputs)]  # (B, K, ·)
+        keys, values = (tf.cast(x, self.products) for x in memory[:2])
+        new = self.recurrence.word(rows[0], rows[1], keys, values, self._weights(cast=True))
+        flat = [tf.reshape(x, [-1, x.shape[-1]]) for x in (new.state, new.context)]  # (N, ·)
+        attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
+        attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
+        if self.sentinel is not None:
+            attention = attention[:, :-1]
+        return self.logits(self._outputs(*flat)), flat[0], attention
+
+    # All words at once, for training.
+
+    def call(self, inputs: tuple[Tensor, Tensor], training: bool = False, seed: Tensor | None = None) -> Tensor:
+        """Teacher-forced logits (B, R, T, V) of ((features (B, P, C), words_in (B, R, T))); zero after a caption's end.
+
+        Pictures that stand longest caption first run fastest; any order is right.
+        """
+        features, words_in = inputs
+        weights = tf.cast(tf.not_equal(words_in, 0), tf.float32)
+        real = self.packed_logits((features, words_in), words_in, weights, seed if training else None)
+        B, R, T = (tf.shape(words_in)[i] for i in range(3))
+        where = tf.where(tf.transpose(weights, [2, 0, 1]) > 0)  # (M, 3): t, b, r, the packed order
+        dense = tf.scatter_nd(tf.gather(where, [1, 2, 0], axis=1), real.logits, [*map(_long, (B, R, T, self.vocabulary_size))])
+        return tf.reshape(dense, [B, R, T, self.vocabulary_size])
+
+    def packed_logits(
+        self, inputs: tuple[Tensor, Tensor], words_out: Tensor, weights: Tensor, seed: Tensor | None = None
+    ) -> Packed:
+        """Logits of the real words only: those whose target has a weight.
+
+        Args:
+            inputs: features (B, P, C) and words_in (B, R, T), 0 after a caption's end.
+            words_out: (B, R, T) the words to be written.
+            weights: (B, R, T), 0 where there is no word.
+            seed: (2,) int32 of this step's dropout; None: no dropout.
+        """
+        features, words_in = inputs
+        memory = self.prepare(features, seed)
+        by_word = [tf.transpose(x, [2, 0, 1]) for x in (words_in, words_out, weights)]  # (T, B, R)
+        active, place = _active_pictures(by_word[2])
+        words, targets, weights = (tf.gather_nd(x, place) for x in by_word)  # (S, R)
+
+        embedded = tf.gather(self.embedding, words)  # (S, R, E)
+        embedded = _dropout(embedded, self.config.dropout, seed, 1)
+        gates = self._product(embedded, self.input_kernel) + self.input_bias  # (S, R, 3U)
+        start = tf.repeat(self.initial_state(memory)[:, None], tf.shape(words)[1], axis=1)  # (B, R, U)
+        states, contexts, attention = self.recurrence.run(gates, active, start, memory[:2], self._weights())
+
+        real = tf.where(tf.reshape(weights, [-1]) != 0)[:, 0]  # (M,)
+        states, contexts = (tf.gather(tf.reshape(x, [-1, x.shape[-1]]), real) for x in (states, contexts))
+        outputs = _dropout(self._outputs(states, contexts), self.config.dropout, seed, 2)  # (M, O)
+        targets, kept = (tf.gather(tf.reshape(x, [-1]), real) for x in (targets, weights))
+        looks = tf.reduce_mean(attention, 1) * tf.cast(weights != 0, tf.float32)[..., None]  # (S, R, P)
+        if self.sentinel is not None:
+            looks = looks[..., :-1]
+        return Packed(outputs, self.logits(outputs), targets, kept, looks, place)
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """(M, O) -> (M, V)."""
+        if self.word_kernel is None:
+            return self._product(outputs, self.embedding, transpose_b=True) + self.word_bias
+        return self._product(outputs, self.word_kernel) + self.word_bias
+
+    # Weights as plain arrays.
+
+    def start_from_frequencies(self, counts: np.ndarray) -> None:
+        """Let the untrained decoder write words as often as the captions do; `counts` (V,), 0: hardly ever."""
+        shares = np.maximum(counts, 1e-2) / max(counts.sum(), 1)
+        self.word_bias.assign(np.log(shares).astype("float32"))
+
+    def weights_dict(self) -> dict[str, np.ndarray]:
+        """Every weight by name."""
+        return {v.name: np.asarray(v) for v in self.variables}
+
+    def load_weights_dict(self, arrays: dict[str, np.ndarray]) -> None:
+        """Set every weight; names and shapes must be this decoder's.
+
+        Raises:
+            RunError: one is missing, unknown or of another shape.
+        """
+        mine = {v.name: v for v in self.variables}
+        for name in mine.keys() | arrays.keys():
+            if name not in arrays or name not in mine:
+                raise RunError(f"decoder weight {name!r} is {'missing from' if name in mine else 'unknown to'} this model")
+            if tuple(mine[name].shape) != arrays[name].shape:
+                raise RunError(f"decoder weight {name!r} is {arrays[name].shape}, the configuration says {mine[name].shape}")
+        for name, variable in mine.items():
+            variable.assign(arrays[name].astype("float32"))
+
+    # Helpers.
+
+    def _outputs(self, states: Tensor, contexts: Tensor) -> Tensor:
+        return self._product(tf.concat([states, contexts], -1), self.output_kernel) + self.output_bias
+
+    def _weights(self, cast: bool = False) -> Weights:
+        score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
+        matrices = [tf.convert_to_tensor(x) for x in (self.state_kernel, self.context_kernel)]
+        if cast:
+            matrices = [tf.cast(x, self.products) for x in matrices]
+        return Weights(matrices[0], tf.convert_to_tensor(self.state_bias), matrices[1], score)
+
+    def _product(self, a: Tensor, b: Any, transpose_b: bool = False) -> Tensor:
+        return self.recurrence._product(a, tf.cast(b, self.products), transpose_b)
+
+    def _matrix(self, name: str, rows: int, columns: int, scale: float = 0.0) -> Any:
+        self._seed += 1
+        glorot = keras.initializers.GlorotUniform(seed=self._seed)
+        uniform = keras.initializers.RandomUniform(-scale, scale, seed=self._seed)
+        regularizer = _regularizer(self.config)
+        return self.add_weight(
+            shape=(rows, columns), initializer=uniform if scale else glorot, name=name, regularizer=regularizer
+        )
+
+    def _vector(self, name: str, size: int) -> Any:
+        return self.add_weight(shape=(size,), initializer="zeros", name=name)
+
+
+def _active_pictures(weights: Tensor) -> tuple[Tensor, Tensor]:
+    """From weights (T, B, R): pictures active at each word (T,), and the packed rows' (word, picture) (S, 2).
+
+    A picture stays active while any picture after it does, so that any order is right.
+    """
+    used = tf.reduce_any(weights != 0, -1)  # (T, B)
+    later = tf.reverse(tf.cumsum(tf.cast(tf.reverse(used, [0, 1]), tf.int32), axis=0), [0])
+    later = tf.cumsum(later, axis=1) > 0  # (T, B), pictures reversed
+    active = tf.reduce_sum(tf.cast(later, tf.int32), 1)
+    B = tf.shape(weights)[1]
+    return active, tf.where(tf.range(B)[None] < active[:, None])
+
+
+def _dropout(x: Tensor, rate: float, seed: Tensor | None, place: int) -> Tensor:
+    """Stateless dropout: the mask depends on (seed, place) alone, so a resumed run repeats it."""
+    if seed is None or rate == 0:
+        return x
+    return tf.nn.experimental.stateless_dropout(x, rate, seed=seed + [0, place * 7919])
+
+
+def _regularizer(config: DecoderConfig) -> Any:
+    if not config.regularizer:
+        return None
+    from captioner.optimisers import load_regularizer
+
+    return load_regularizer(config.regularizer, config.regularizer_strength)
+
+
+def _long(x: Any) -> Tensor:
+    return tf.cast(x, tf.int64)
