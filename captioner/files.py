@@ -32,7 +32,7 @@ _BLOCK_BYTES = 1 << 20
 
 @contextmanager
 def storing(path: str | Path) -> Iterator[None]:
-    """Turns an OSError that is about `path` into a CaptionerError with what to do; others pass as they are."""
+    """Turns an OSError about `path` into a CaptionerError with what to do; others pass as they are."""
     try:
         yield
     except OSError as error:
@@ -129,8 +129,8 @@ def digest_file(path: str | Path) -> str:
 def append_line(path: str | Path, text: str) -> None:
     """Adds one line to a text file and waits until it is on the disk.
 
-    A line torn by an earlier crash is ended first, so that it cannot spoil the new one; when the disk is full,
-    what was written of the new line is taken back.
+    A line torn by an earlier crash is ended first, so that it cannot spoil the new one; when the disk is
+    full, what was written of the new line is taken back.
     """
     with storing(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -192,7 +192,7 @@ def _take(descriptor: int, folder: str | Path) -> None:
 
 
 def _concerns(error: OSError, target: Path) -> bool:
-    # A full disk names no file; everything else that is about the target names it, its temporary or its parents.
+    # A full disk names no file; all else that is about the target names it, its temporary or its parents.
     if not isinstance(error.filename, str):
         return True
     named = Path(os.path.realpath(error.filename))
@@ -207,12 +207,13 @@ def _explain(error: OSError, path: str | Path) -> str:
             "make room and run again"
         )
     remedies = {
-        (errno.EACCES, errno.EPERM, errno.EROFS): "choose a folder you may write to, or change its permissions",
+        (errno.EACCES, errno.EPERM, errno.EROFS): "choose a folder you may write to, or change its rights",
         (errno.ENOTDIR, errno.EEXIST): "a part of this path is a file and not a folder: choose another path",
         (errno.EISDIR,): "it is a folder: give the name of a file",
         (errno.ENAMETOOLONG,): "choose a shorter name",
     }
-    remedy = next((text for codes, text in remedies.items() if error.errno in codes), "check the disk and the path")
+    known = (text for codes, text in remedies.items() if error.errno in codes)
+    remedy = next(known, "check the disk and the path")
     return f"{path}: cannot be written ({reason}); {remedy}"
 
 

@@ -1,7 +1,7 @@
 """What a person sees while something long is going on, on stderr only.
 
-In: counts and figures. Out: a tqdm bar on a terminal, a plain line every ten seconds anywhere else (log files,
-CI), nothing when quiet. `recording` also keeps what `say` says in a log file.
+In: counts and figures. Out: a tqdm bar on a terminal, a plain line every ten seconds anywhere else (log
+files, CI), nothing when quiet. `recording` also keeps what `say` says in a log file.
 """
 
 from __future__ import annotations

@@ -1,0 +1,60 @@
+"""What tests share: quiet TensorFlow, a cache of their own, a small drawn data set, the shared folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before TensorFlow is imported by any test: read once, at import.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Features extracted by tests go to a temporary cache, never to the user's; subprocesses inherit it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CAPTIONER_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn data set of 48 small pictures with train, dev and test; do not write into it."""
+    scenes = pytest.importorskip("captioner.scenes")
+    folder = tmp_path_factory.mktemp("scenes")
+    scenes.draw_dataset(folder, pictures=48, seed=0, size=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real photographs and weights beside the checkout; the test skips where it is absent."""
+    folder = Path(os.environ.get("CAPTIONER_SHARED", ROOT.parent / "shared"))
+    if not folder.is_dir():
+        pytest.skip(f"no shared data at {folder}; say where with CAPTIONER_SHARED")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def flickr8k(shared: Path) -> Path:
+    """The Flickr8k training and dev pictures."""
+    return _there(shared / "flickr8k")
+
+
+@pytest.fixture(scope="session")
+def mobilenet_weights(shared: Path) -> Path:
+    """ImageNet weights of MobileNetV2."""
+    return _there(shared / "encoders" / "mobilenet_v2_1.0_224.weights.h5")
+
+
+def _there(path: Path) -> Path:
+    if not path.exists():
+        pytest.skip(f"no {path}")
+    return path
