@@ -26,9 +26,9 @@ def words_of(text: str) -> list[str]:
 
     On tokenised English it leaves what coco-caption's PTB tokeniser leaves, but for brackets, which are
     dropped rather than spelled "-lrb-". Raw English is cut as that tokeniser cuts it ("dog's" is "dog" and
-    "'s"), so that scores agree. Elsewhere words are what stands between spaces, without the punctuation around
-    them, with the apostrophes and hyphens inside; scripts written without spaces (Han, Kana, Thai, Lao, Khmer,
-    Burmese) give one word a character with its marks. Cutting the joined words again changes nothing.
+    "'s"), so that scores agree. Elsewhere words are what stands between spaces, without the punctuation
+    around them, with the apostrophes and hyphens inside; scripts written without spaces (Han, Kana, Thai,
+    Lao, Khmer, Burmese) give one word a character with its marks. Cutting joined words again changes nothing.
 
     >>> words_of('A man in a T-shirt , the dog\\'s "owner" .')
     ['a', 'man', 'in', 'a', 't-shirt', 'the', 'dog', "'s", 'owner']
@@ -172,11 +172,11 @@ def _checked_ids(words: Sequence[str]) -> dict[str, int]:
     return ids
 
 
-# ASCII symbols that PTB leaves as words of their own; other symbols (currency, arithmetic, emoji) are known by
-# their Unicode category.
+# ASCII symbols that PTB leaves as words of their own; other symbols (currency, arithmetic, emoji) are known
+# by their Unicode category.
 _SYMBOLS = frozenset("#&%@*")
-# What may stand inside a word (Catalan l·l, Tibetan syllables, the joiners of Persian and Hindi) and is stripped
-# around it.
+# What may stand inside a word (Catalan l·l, Tibetan syllables, the joiners of Persian and Hindi) and is
+# stripped around it.
 _INNER = "'-.,:/_·\u0f0b\u200c\u200d"
 _SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "‐": "-"})
 
@@ -205,7 +205,7 @@ _CHARACTERS = _Characters()
 
 
 def _spaceless_pattern() -> re.Pattern[str]:
-    # Escapes, not characters: a tool that normalises text would move the compatibility ideographs across Hangul.
+    # Escapes: a tool that normalises source text would move the compatibility ideographs across Hangul.
     han = r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     kana = r"\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
     bopomofo = r"\u3105-\u312f\u31a0-\u31bf"
