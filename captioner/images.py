@@ -1,0 +1,328 @@
+"""The one door through which pixels enter: any picture in, (height, width, 3) uint8 RGB out; writes no file.
+
+Content decides what a file is, never its name. Formats are an allow-list; the size in bytes is checked
+before reading and the size in pixels before decoding, as Pillow's security handbook advises. Pictures are
+turned upright by their EXIF, transparency is laid on white, values of 16 and 32 bits are scaled, the first
+frame of an animation is taken. What cannot be used ends in an `ImageError`. No state is kept: any number
+of threads may read at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from captioner.errors import ImageError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
+# What is looked for in folders. HEIC is among them: better reported than silently left out.
+IMAGE_SUFFIXES = frozenset(
+    (
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".avif",
+        ".gif",
+        ".bmp",
+        ".dib",
+        ".tif",
+        ".tiff",
+    )
+    + (".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif")
+)
+BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, like the pages they are made for
+
+Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_OTHER_KINDS = (  # what people have under a picture's name, by how it starts
+    (b"<", "it is a page of HTML, XML or SVG; was the download refused?"),
+    (b"version https://git-lfs", "it is a Git LFS pointer; fetch the picture with `git lfs pull`"),
+    (b"%PDF", "it is a PDF document"),
+    (b"%!PS", "it is a PostScript file"),
+    (b"PK\x03\x04", "it is a ZIP archive"),
+    (b"\x00\x00\x00\x0cJXL ", "it is JPEG XL; save it as JPEG or PNG"),
+    (b"\xff\x0a", "it is JPEG XL; save it as JPEG or PNG"),
+    (b"\x00\x00\x00\x0cjP  ", "it is JPEG 2000; save it as JPEG or PNG"),
+)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large a picture may be; checked before it costs memory."""
+
+    file_bytes: int = 64 * 2**20
+    pixels: int = (
+        80_000_000  # width x height, more than usual cameras have; Pillow refuses from 179 million on
+    )
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def read_image(
+    source: Source, *, size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
+) -> np.ndarray:
+    """Pixels of one picture.
+
+    Args:
+        source: a path, a file's bytes, a Pillow image, or an array (height, width[, 1 | 3 | 4]) of uint8,
+            uint16, bool, or floats in 0 … 1 or 0 … 255.
+        size: (height, width) to squash the whole picture to: bilinear, antialiased. A large JPEG is decoded at
+            a fraction of its size first, never below twice `size`. A picture of that size is left as it is.
+        limits: caps on bytes and pixels.
+
+    Returns:
+        (height, width, 3) uint8, RGB.
+
+    Raises:
+        ImageError: it cannot be used; names the path and the reason.
+
+    >>> read_image(np.ones((4, 6)), size=(2, 3)).shape
+    (2, 3, 3)
+    """
+    name = _name_of(source)
+    picture = _open(source, name, limits)
+    _check_pixels(picture.size, name, limits)
+    try:
+        if picture is source:
+            picture = picture.copy()  # the caller's own stays as it is
+        elif size is not None:
+            # Averages blocks of 2, 4 or 8 pixels while decoding; a no-op for anything but JPEG. Twice the
+            # longer side, because the picture may still have to be turned.
+            picture.draft(None, (2 * max(size), 2 * max(size)))
+        picture.load()
+        picture = _to_rgb(_upright(picture))
+    except Exception as error:  # damaged data: OSError, SyntaxError, struct.error, … as each decoder likes
+        _refuse_damaged(name, error)
+    if size is not None and picture.size != (size[1], size[0]):
+        picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.array(picture)  # (H, W, 3)
+
+
+def find_images(paths: str | Path | Iterable[str | Path], recursive: bool = False) -> list[Path]:
+    """The pictures that paths stand for, each once: files as named, folders as the pictures in them, sorted.
+
+    Args:
+        paths: files (whatever their suffix) and folders (files of `IMAGE_SUFFIXES`, in any case; hidden ones
+            are left out).
+        recursive: folders within folders too, but for hidden ones and symbolic links.
+
+    Raises:
+        ImageError: a path that is not there, or a folder that cannot be listed.
+    """
+    found: dict[Path, None] = {}
+    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
+        try:
+            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
+        except (OSError, ValueError) as error:
+            raise ImageError(path, _reason(error)) from error
+        found |= dict.fromkeys(_pictures_in(path, recursive) if is_folder else [path])
+    return list(found)
+
+
+def _pictures_in(folder: Path, recursive: bool) -> list[Path]:
+    def refuse(error: OSError) -> NoReturn:
+        raise ImageError(error.filename, _reason(error)) from error
+
+    pictures = []
+    for parent, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        pictures += [
+            Path(parent, name)
+            for name in files
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        ]
+    return sorted(pictures)
+
+
+def _name_of(source: Any) -> str:
+    match source:
+        case str() | Path():
+            return str(source)
+        case bytes() | bytearray() | memoryview():
+            return "<bytes>"
+        case Image.Image():
+            return str(getattr(source, "filename", "") or "<image>")
+    return "<array>"
+
+
+def _open(source: Source, name: str, limits: Limits) -> Image.Image:
+    """The picture, not yet decoded; `source` itself if it is a Pillow image."""
+    if isinstance(source, Image.Image):
+        return source
+    if not isinstance(source, str | Path | bytes | bytearray | memoryview):
+        return _from_array(source, name)
+    content = _content_of(source, name, limits)
+    try:
+        return Image.open(BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+            return _open_heif(content, name, limits)
+        raise ImageError(name, f"is no picture that can be read: {_kind_of(content)}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(name, f"has more pixels than the {limits.pixels:,} that are decoded") from error
+    except Exception as error:  # headers are parsed here, and fail in as many ways as data do
+        _refuse_damaged(name, error)
+
+
+def _content_of(source: Any, name: str, limits: Limits) -> bytes:
+    """The bytes of a file or of a buffer, neither none nor too many."""
+    if isinstance(source, str | Path):
+        try:
+            status = os.stat(source)
+            if stat.S_ISDIR(status.st_mode):
+                raise ImageError(name, "is a folder, expected a picture")
+            if not stat.S_ISREG(status.st_mode):  # a pipe or a device might never end
+                raise ImageError(name, "is not an ordinary file")
+            length = status.st_size
+            content = b""
+            if length <= limits.file_bytes:
+                with open(source, "rb") as file:
+                    content = file.read(limits.file_bytes + 1)
+                length = len(content)
+        except (OSError, ValueError) as error:
+            raise ImageError(name, _reason(error)) from error
+    else:
+        length = memoryview(source).nbytes
+        content = bytes(source) if length <= limits.file_bytes else b""
+    if length > limits.file_bytes:
+        megabytes = limits.file_bytes / 2**20
+        raise ImageError(name, f"has {length / 2**20:.1f} MiB, at most {megabytes:g} MiB are read")
+    if not content:
+        raise ImageError(name, "is empty (0 bytes)")
+    return content
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why the file system refuses a path."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file or folder"
+    if isinstance(error, PermissionError):
+        return "may not be read; check its permissions"
+    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
+
+
+def _kind_of(content: bytes) -> str:
+    start = content.lstrip()[:24]
+    for magic, kind in _OTHER_KINDS:
+        if start.startswith(magic) or content.startswith(magic):
+            return kind
+    return f"neither {', '.join(FORMATS)} nor HEIC, or damaged; it starts with {content[:12]!r}"
+
+
+def _open_heif(content: bytes, name: str, limits: Limits) -> Image.Image:
+    """HEIC, as telephones write it, through the optional package pillow-heif."""
+    try:
+        pillow_heif = importlib.import_module("pillow_heif")
+    except ImportError as error:
+        remedy = "`pip install pillow-heif`, or save it as JPEG"
+        raise ImageError(name, f"is a HEIC picture, which Pillow cannot decode: {remedy}") from error
+    try:
+        heif = pillow_heif.open_heif(BytesIO(content))
+        size = heif.size
+    except Exception as error:  # as with any decoder
+        _refuse_damaged(name, error)
+    _check_pixels(size, name, limits)
+    try:
+        picture: Image.Image = heif.to_pillow()
+    except Exception as error:  # as with any decoder
+        _refuse_damaged(name, error)
+    return picture
+
+
+def _check_pixels(size: tuple[int, int], name: str, limits: Limits) -> None:
+    width, height = size
+    if width * height > limits.pixels:
+        raise ImageError(name, f"has {width} x {height} pixels, at most {limits.pixels:,} in all are decoded")
+    if width * height == 0:
+        raise ImageError(name, f"has {width} x {height} pixels: there is nothing to see")
+
+
+def _refuse_damaged(name: str, error: Exception) -> NoReturn:
+    detail = str(error).strip().splitlines() or [type(error).__name__]
+    raise ImageError(name, f"is damaged or incomplete ({detail[0][:200]})") from error
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """The picture as its camera was held."""
+    try:
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # notes beside the picture: damaged ones must not cost the picture itself
+        orientation = 1
+    turn = _TURNS.get(orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Any mode to RGB: wide values scaled, transparency laid on the background."""
+    if picture.mode == "I" or picture.mode.startswith("I;16"):
+        picture = Image.fromarray(_scaled(np.asarray(picture), whites=(65535,)))
+    elif picture.mode == "F":
+        picture = Image.fromarray(_scaled(np.asarray(picture), whites=(1, 255, 65535)))
+    if picture.has_transparency_data:
+        canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
+        canvas.alpha_composite(picture.convert("RGBA"))
+        picture = canvas
+    return picture.convert("RGB")
+
+
+def _scaled(values: np.ndarray, *, whites: tuple[int, ...]) -> np.ndarray:
+    """Values as uint8: the smallest of `whites` that none exceeds becomes 255, and 0 stays 0.
+
+    Without such a white (negative or very large values, as measurements have) the range is stretched to 0 … 255.
+    """
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    white = next((white for white in whites if low >= 0 and high <= white), None)
+    black, span = (0.0, float(white)) if white else (low, max(high - low, 1e-30))
+    values = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
+    return np.rint((values - black) * (255.0 / span)).astype(np.uint8)
+
+
+def _from_array(source: Any, name: str) -> Image.Image:
+    """An array as a picture, after a look at its shape, type and range."""
+    if not hasattr(source, "__array__"):
+        raise ImageError(
+            name, f"is a {type(source).__name__}, expected a path, bytes, an array or a Pillow image"
+        )
+    values = np.asarray(source)
+    shape = values.shape
+    if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or not values.size:
+        raise ImageError(name, f"has shape {shape}, expected (height, width, 3), or 1 or 4 channels, or none")
+    if len(shape) == 3 and shape[2] == 1:
+        values = values[:, :, 0]
+    if values.dtype == bool:
+        values = values * np.uint8(255)
+    elif values.dtype == np.uint16:
+        values = _scaled(values, whites=(65535,))
+    elif values.dtype.kind == "f":
+        low, high = float(values.min()), float(values.max())
+        if not (low >= 0 and high <= 255):  # true of nan, too
+            raise ImageError(name, f"has values from {low:g} to {high:g}, expected 0 to 1 or 0 to 255")
+        values = _scaled(values, whites=(1, 255))
+    elif values.dtype != np.uint8:
+        raise ImageError(name, f"has type {values.dtype}, expected uint8, uint16, bool or floats")
+    return Image.fromarray(np.ascontiguousarray(values))
