@@ -97,7 +97,7 @@ def load_split(
         members = set(drawn[name])
         records = [record for record in everything if record.id in members]
     if not records:
-        raise DataError(_nothing_left(dataset, name))
+        raise DataError(dataset.nothing_left(name))
     return Split(name, tuple(records), listing.problems, drawn)
 
 
@@ -172,6 +172,13 @@ class DataSet:
                 records.append(CaptionedImage(name, path, captions))
         return records
 
+    def nothing_left(self, split: str) -> str:
+        """The sentence for a split without one usable picture."""
+        problems = "".join(f"\n  {line}" for line in self.listing.problems.lines())
+        looked = ", ".join(self.pictures.folders[:6])
+        what = f"no usable picture in {split} ({self.format} form)"
+        return f"{self.root}: {what}{problems}\n  looked in {looked}"
+
     def _captions(self, name: str) -> tuple[str, ...]:
         note = self.listing.problems.note
         captions = []
@@ -240,7 +247,8 @@ class PictureFinder:
 
 _PICTURE_FOLDERS = frozenset(
     ("images", "image", "img", "pictures", "photos")
-    + ("flicker8k_dataset", "flickr8k_dataset", "flickr30k_images", "flickr30k-images", "flickr8k", "flickr30k")
+    + ("flicker8k_dataset", "flickr8k_dataset", "flickr8k")
+    + ("flickr30k_images", "flickr30k-images", "flickr30k")
     + ("train2014", "val2014", "test2014", "train2017", "val2017", "test2017")
 )
 
@@ -283,10 +291,3 @@ def _reader(name: str) -> Reader:
     if name not in DATASETS:
         raise DataError(unknown_name("data set format", name, (*DATASETS, "auto")))
     return DATASETS[name]
-
-
-def _nothing_left(dataset: DataSet, split: str) -> str:
-    problems = "".join(f"\n  {line}" for line in dataset.listing.problems.lines())
-    looked = ", ".join(dataset.pictures.folders[:6])
-    what = f"no usable picture in {split} ({dataset.format} form)"
-    return f"{dataset.root}: {what}{problems}\n  looked in {looked}"
