@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -23,26 +24,18 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from captioner.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM")
-# What is looked for in folders. HEIC is among them: better reported than silently left out.
-IMAGE_SUFFIXES = frozenset(
-    (
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".avif",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-    )
-    + (".ppm", ".pgm", ".pbm", ".pnm", ".heic", ".heif")
-)
+FORMATS = {  # all that is decoded, each with the suffixes by which it is found in folders
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "AVIF": (".avif",),
+    "GIF": (".gif",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+}
+# HEIC is among them: better reported than silently left out.
+IMAGE_SUFFIXES = frozenset(chain([".heic", ".heif"], *FORMATS.values()))
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, like the pages they are made for
 
 Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image"
@@ -74,9 +67,7 @@ class Limits:
     """How large a picture may be; checked before it costs memory."""
 
     file_bytes: int = 64 * 2**20
-    pixels: int = (
-        80_000_000  # width x height, more than usual cameras have; Pillow refuses from 179 million on
-    )
+    pixels: int = 80_000_000  # width x height; above usual cameras, below Pillow's own 179 million
 
 
 DEFAULT_LIMITS = Limits()
@@ -90,8 +81,8 @@ def read_image(
     Args:
         source: a path, a file's bytes, a Pillow image, or an array (height, width[, 1 | 3 | 4]) of uint8,
             uint16, bool, or floats in 0 … 1 or 0 … 255.
-        size: (height, width) to squash the whole picture to: bilinear, antialiased. A large JPEG is decoded at
-            a fraction of its size first, never below twice `size`. A picture of that size is left as it is.
+        size: (height, width) to squash the whole picture to: bilinear, antialiased. A large JPEG is decoded
+            at a fraction of its size first, never below twice `size`. One of that size is left as it is.
         limits: caps on bytes and pixels.
 
     Returns:
@@ -177,7 +168,7 @@ def _open(source: Source, name: str, limits: Limits) -> Image.Image:
         return _from_array(source, name)
     content = _content_of(source, name, limits)
     try:
-        return Image.open(BytesIO(content), formats=FORMATS)
+        return Image.open(BytesIO(content), formats=tuple(FORMATS))
     except UnidentifiedImageError as error:
         if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
             return _open_heif(content, name, limits)
@@ -242,12 +233,10 @@ def _open_heif(content: bytes, name: str, limits: Limits) -> Image.Image:
         raise ImageError(name, f"is a HEIC picture, which Pillow cannot decode: {remedy}") from error
     try:
         heif = pillow_heif.open_heif(BytesIO(content))
-        size = heif.size
-    except Exception as error:  # as with any decoder
-        _refuse_damaged(name, error)
-    _check_pixels(size, name, limits)
-    try:
+        _check_pixels(heif.size, name, limits)
         picture: Image.Image = heif.to_pillow()
+    except ImageError:
+        raise
     except Exception as error:  # as with any decoder
         _refuse_damaged(name, error)
     return picture
@@ -286,19 +275,19 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
         canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
         canvas.alpha_composite(picture.convert("RGBA"))
         picture = canvas
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def _scaled(values: np.ndarray, *, whites: tuple[int, ...]) -> np.ndarray:
     """Values as uint8: the smallest of `whites` that none exceeds becomes 255, and 0 stays 0.
 
-    Without such a white (negative or very large values, as measurements have) the range is stretched to 0 … 255.
+    Without such a white (negative or very large values, as measurements have) the range is stretched to fit.
     """
     finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     white = next((white for white in whites if low >= 0 and high <= white), None)
     black, span = (0.0, float(white)) if white else (low, max(high - low, 1e-30))
-    values = np.nan_to_num(values.astype(np.float32), nan=low, posinf=high, neginf=low)
+    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
     return np.rint((values - black) * (255.0 / span)).astype(np.uint8)
 
 
