@@ -1,9 +1,9 @@
 """A data set that draws itself: coloured shapes, five sentences a picture, a test of what was really learnt.
 
 In: a number of pictures, a seed, a language. Out: a folder with `images/*.png` and `captions.csv`
-(image,caption,split), which `datasets` reads. Every picture takes looking: one shape at a place, several equal
-ones, or two in a relation. Each test and dev picture shows a combination of colour, shape and role that
-training never shows: two red stars and three red hearts are in training, three red stars only in the test.
+(image,caption,split), which `datasets` reads. Every picture takes looking: one shape at a place, several
+equal ones, or two in a relation. Each test and dev picture shows a combination of colour, shape and role that
+training never shows: two red circles and four red hearts are in training, four red circles only in the test.
 """
 
 from __future__ import annotations
