@@ -1,0 +1,532 @@
+"""Every kind of picture that people have, made here, and what becomes of it; every kind that is refused."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, ImageFile
+
+from captioner.errors import ImageError
+from captioner.images import BACKGROUND, FORMATS, IMAGE_SUFFIXES, Limits, find_images, read_image
+
+LOSSY = {"JPEG": 6, "WEBP": 6, "AVIF": 6, "GIF": 8}  # mean difference that is allowed
+HEIC = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic" + bytes(64)
+
+
+def scene(height: int = 48, width: int = 64) -> np.ndarray:
+    """A smooth picture, different at each corner: (height, width, 3) uint8."""
+    y, x = np.mgrid[0:height, 0:width]
+    channels = (255 * x / (width - 1), 255 * y / (height - 1), 128 + 100 * np.sin(x / 9) * np.cos(y / 7))
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def encoded(picture: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(picture)
+    stream = BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    assert one.shape == other.shape
+    return float(np.abs(one.astype(int) - other.astype(int)).mean())
+
+
+def exif_bytes(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    return exif.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def pillow_stays_as_it_was() -> Any:
+    before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+    yield
+    assert before == (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_every_format_in_the_table(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"picture{FORMATS[kind][0]}"
+    path.write_bytes(encoded(scene(), kind))
+    pixels = read_image(path)
+    assert pixels.dtype == np.uint8
+    assert pixels.flags.writeable
+    assert difference(pixels, scene()) <= LOSSY.get(kind, 0)
+    np.testing.assert_array_equal(read_image(str(path)), pixels)
+    for buffer in (bytes, bytearray, memoryview):
+        np.testing.assert_array_equal(read_image(buffer(path.read_bytes())), pixels)
+
+
+def test_the_content_decides_not_the_name(tmp_path: Path) -> None:
+    for name in ("picture.jpg", "picture", "picture.txt", "Bild mit Ümläut 사진.PNG"):
+        (tmp_path / name).write_bytes(encoded(scene(), "PNG"))
+        np.testing.assert_array_equal(read_image(tmp_path / name), scene())
+
+
+STORED_AS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # what each EXIF orientation must undo
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 1),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: lambda a: np.rot90(a, -1),
+}
+
+
+@pytest.mark.parametrize("orientation", STORED_AS)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_exif_turns_pictures_upright(kind: str, orientation: int) -> None:
+    stored = np.ascontiguousarray(STORED_AS[orientation](scene()))
+    content = encoded(stored, kind, exif=exif_bytes(orientation))
+    assert difference(read_image(content), scene()) <= LOSSY.get(kind, 0)
+    assert difference(read_image(Image.open(BytesIO(content))), scene()) <= LOSSY.get(kind, 0)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_exif_block_does_not_cost_the_picture() -> None:
+    for junk in (b"Exif\0\0" + b"\xff" * 40, exif_bytes(6)[:20], b"Exif\0\0MM\0*\0\0\0\x08\xff\xff"):
+        assert difference(read_image(encoded(scene(), "JPEG", exif=junk)), scene()) <= LOSSY["JPEG"]
+
+
+def with_alpha() -> Image.Image:
+    """Black, opaque on the left; on the right red is hidden under full transparency."""
+    pixels = np.zeros((8, 16, 4), np.uint8)
+    pixels[:, :8, 3] = 255
+    pixels[:, 8:, 0] = 255
+    return Image.fromarray(pixels)
+
+
+def grey_with_alpha() -> Image.Image:
+    return with_alpha().convert("LA")
+
+
+def palette_with_clear_colour() -> Image.Image:
+    picture = Image.new("P", (16, 8), 0)
+    picture.putpalette([0, 0, 0, 255, 0, 0])
+    picture.paste(1, (8, 0, 16, 8))
+    picture.info["transparency"] = 1
+    return picture
+
+
+def palette_with_alphas() -> Image.Image:
+    picture = palette_with_clear_colour()
+    picture.info["transparency"] = b"\xff\x00"
+    return picture
+
+
+def rgb_with_clear_colour() -> Image.Image:
+    picture = with_alpha().convert("RGB")
+    picture.info["transparency"] = (255, 0, 0)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("kind", "draw"),
+    [
+        ("PNG", with_alpha),
+        ("WEBP", with_alpha),
+        ("AVIF", with_alpha),
+        ("TIFF", with_alpha),
+        ("PNG", grey_with_alpha),
+        ("PNG", palette_with_clear_colour),
+        ("GIF", palette_with_clear_colour),
+        ("PNG", palette_with_alphas),
+        ("PNG", rgb_with_clear_colour),
+    ],
+)
+def test_transparency_shows_the_background(kind: str, draw: Callable[[], Image.Image]) -> None:
+    options = {"lossless": True, "exact": True} if kind == "WEBP" else {}
+    pixels = read_image(encoded(draw(), kind, **options))
+    assert np.abs(pixels[:, :7].astype(int)).max() <= 8
+    assert np.abs(pixels[:, 9:].astype(int) - BACKGROUND).max() <= 8
+
+
+def test_half_transparent_pixels_are_mixed() -> None:
+    pixels = np.full((4, 4, 4), (0, 0, 0, 51), np.uint8)
+    np.testing.assert_array_equal(read_image(pixels), 204)
+
+
+def test_grey_and_bilevel_pictures() -> None:
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.testing.assert_array_equal(read_image(encoded(grey, "PNG"))[:, :, 1], grey)
+    bits = Image.fromarray(np.eye(8, dtype=bool))
+    np.testing.assert_array_equal(read_image(encoded(bits, "PNG"))[:, :, 2], np.eye(8) * 255)
+
+
+def test_cmyk_as_photoshop_writes_it() -> None:
+    # Pillow writes CMYK JPEGs in Adobe's way: inverted, with an APP14 marker.
+    content = encoded(Image.fromarray(scene()).convert("CMYK"), "JPEG", quality=95)
+    assert b"Adobe" in content
+    assert difference(read_image(content), scene()) <= LOSSY["JPEG"]
+    assert difference(read_image(encoded(Image.fromarray(scene()).convert("CMYK"), "TIFF")), scene()) == 0
+    # The same data declared YCCK, Adobe's other form: other colours, but a picture.
+    marker = content.index(b"Adobe") + 11
+    assert read_image(content[:marker] + b"\x02" + content[marker + 1 :]).shape == scene().shape
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
+    wide = np.linspace(0, 65535, 64 * 4).reshape(4, 64).astype(np.uint16)
+    pixels = read_image(encoded(wide, kind))
+    np.testing.assert_array_equal(pixels[:, :, 0], np.rint(wide / 257))
+
+
+def test_16_bits_of_the_other_byte_order() -> None:
+    wide = np.linspace(0, 65535, 64).reshape(4, 16)
+    picture = Image.frombytes("I;16B", (16, 4), wide.astype(">u2").tobytes())
+    np.testing.assert_array_equal(
+        read_image(encoded(picture, "TIFF"))[:, :, 0], np.rint(wide.astype(int) / 257)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.2, 1.0], [0, 51, 255]),
+        ([0.0, 51.0, 255.0], [0, 51, 255]),
+        ([0.0, 257.0, 65535.0], [0, 1, 255]),
+        ([-10.0, 0.0, 10.0], [0, 128, 255]),
+        ([0.0, 0.2, float("nan")], [0, 51, 0]),
+        ([-1e38, 0.0, 1e38], [0, 128, 255]),
+        ([float("nan")] * 3, [0, 0, 0]),
+    ],
+)
+def test_float_tiffs_are_scaled(values: list[float], expected: list[int]) -> None:
+    pixels = read_image(encoded(np.array([values], np.float32), "TIFF"))
+    assert np.abs(pixels[0, :, 0].astype(int) - expected).max() <= 1
+
+
+def test_32_bit_integers_are_scaled() -> None:
+    for values, expected in (([0, 257 * 3, 65535], [0, 3, 255]), ([-(2**31), 0, 2**31 - 1], [0, 128, 255])):
+        pixels = read_image(encoded(np.array([values], np.int32), "TIFF"))
+        assert np.abs(pixels[0, :, 0].astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "AVIF", "TIFF"])
+def test_the_first_frame_of_an_animation(kind: str) -> None:
+    first, second = Image.new("RGB", (16, 8), (0, 0, 0)), Image.new("RGB", (16, 8), (255, 255, 255))
+    content = encoded(first, kind, save_all=True, append_images=[second, second])
+    assert read_image(content).max() <= 2
+    later = Image.open(BytesIO(content))
+    later.seek(1)
+    assert read_image(later).min() >= 253, "of a Pillow image, the frame it stands at"
+
+
+def test_a_jpeg_of_several_pictures_gives_the_first() -> None:
+    content = encoded(
+        Image.fromarray(scene()), "MPO", save_all=True, append_images=[Image.new("RGB", (64, 48))]
+    )
+    assert difference(read_image(content), scene()) <= LOSSY["JPEG"]
+    assert read_image(content, size=(12, 12)).shape == (12, 12, 3)
+
+
+@pytest.mark.parametrize("size", [(24, 32), (10, 60), (96, 128)])
+def test_the_whole_picture_is_squashed_to_size(size: tuple[int, int]) -> None:
+    expected = Image.fromarray(scene()).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(read_image(encoded(scene(), "PNG"), size=size), np.array(expected))
+    np.testing.assert_array_equal(read_image(scene(), size=size), np.array(expected))
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_picture_of_the_size_is_left_as_it_is(kind: str) -> None:
+    content = encoded(scene(), kind)
+    np.testing.assert_array_equal(read_image(content, size=(48, 64)), read_image(content))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("subsampling", [0, 2])
+def test_large_jpegs_are_decoded_small_and_look_the_same(orientation: int, subsampling: int) -> None:
+    detail = np.random.default_rng(0).integers(0, 60, (900, 1400, 3), dtype=np.uint8)
+    large = (scene(900, 1400) // 2 + detail).astype(np.uint8)
+    content = encoded(large, "JPEG", quality=90, subsampling=subsampling, exif=exif_bytes(orientation))
+    exact = Image.fromarray(read_image(content)).resize((96, 80), Image.Resampling.BILINEAR)
+    assert difference(read_image(content, size=(80, 96)), np.array(exact)) < 1.0
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        scene(),
+        scene().astype(np.float32),
+        scene() / 255,
+        scene().astype(np.uint16) * 257,
+        scene()[:, ::-1][:, ::-1],
+        np.dstack([scene(), np.full((48, 64), 255, np.uint8)]),
+    ],
+    ids=["uint8", "0 to 255", "0 to 1", "uint16", "not contiguous", "opaque alpha"],
+)
+def test_arrays(array: np.ndarray) -> None:
+    np.testing.assert_array_equal(read_image(array), scene())
+
+
+def test_grey_arrays_and_copies() -> None:
+    grey = scene()[:, :, 0]
+    for array in (grey, grey[:, :, None]):
+        np.testing.assert_array_equal(read_image(array), np.dstack([grey] * 3))
+    np.testing.assert_array_equal(read_image(np.eye(3, dtype=bool))[:, :, 0], np.eye(3) * 255)
+    original = scene()
+    read_image(original)[:] = 0
+    np.testing.assert_array_equal(original, scene())
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        (np.zeros((3, 24, 32), np.uint8), r"shape \(3, 24, 32\), expected \(height, width, 3\)"),
+        (np.zeros(5, np.uint8), r"shape \(5,\)"),
+        (np.zeros((0, 4, 3), np.uint8), r"shape \(0, 4, 3\)"),
+        (np.zeros((2, 2, 3), np.int64), "type int64, expected uint8"),
+        (np.zeros((2, 2, 3), complex), "type complex128"),
+        (np.full((2, 2), -0.5), "from -0.5 to -0.5, expected 0 to 1 or 0 to 255"),
+        (np.full((2, 2), np.nan), "values from nan"),
+        (np.full((2, 2), 256.0), "to 256"),
+        (None, "is a NoneType, expected a path"),
+        ([[0, 1], [1, 0]], "is a list, expected a path"),
+    ],
+)
+def test_arrays_that_are_no_pictures(source: Any, reason: str) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(source)
+    assert caught.value.path == "<array>"
+
+
+def test_a_pillow_image_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "turned.png"
+    path.write_bytes(encoded(scene(), "PNG", exif=exif_bytes(6)))
+    with Image.open(path) as picture:
+        assert read_image(picture, size=(20, 10)).shape == (20, 10, 3)
+        assert picture.size == (64, 48)
+    path.write_bytes(path.read_bytes()[:-200])
+    with Image.open(path) as picture, pytest.raises(ImageError, match="turned.png: is damaged"):
+        read_image(picture)
+
+
+def refused(source: Any, reason: str, **options: Any) -> None:
+    with pytest.raises(ImageError, match=reason) as caught:
+        read_image(source, **options)
+    assert str(caught.value).startswith(str(source) if isinstance(source, str | Path) else "<bytes>")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"is empty \(0 bytes\)"),
+        (b"this is no picture\n", r"neither JPEG, PNG, .* it starts with b'this is no p'"),
+        (b"\n<!DOCTYPE html><html>404</html>", "HTML"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"%PDF-1.7 ...", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"SIMPLE  =                    T" + bytes(3000), "neither"),
+        (b"\x89PNG\r\n\x1a\n", "is no picture|is damaged"),
+        (b"\xff\xd8\xff\xe0\x00", "is no picture|is damaged"),
+        (b"\x00", "neither"),
+    ],
+)
+def test_files_that_are_no_pictures(content: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(content)
+    refused(path, reason)
+    refused(content, reason)
+
+
+def test_formats_outside_the_list_are_not_even_tried(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    for kind in ("TGA", "PCX", "ICO", "JPEG2000", "SGI"):
+        path.write_bytes(encoded(scene(), kind))
+        refused(path, "is no picture that can be read")
+
+
+def test_heic_is_recognised_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
+    path = tmp_path / "IMG_0001.jpg"
+    path.write_bytes(HEIC)
+    refused(path, "HEIC picture.*pip install pillow-heif.*save it as JPEG")
+
+
+def test_heic_with_its_package() -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    stream = BytesIO()
+    pillow_heif.from_pillow(Image.fromarray(scene())).save(stream, quality=95)
+    assert difference(read_image(stream.getvalue()), scene()) <= 6
+    refused(stream.getvalue()[:-200], "is damaged")
+    refused(stream.getvalue(), "has 64 x 48 pixels", limits=Limits(pixels=100))
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    refused(tmp_path / "none.png", "none.png: no such file")
+    refused("", "no such file")
+    refused("a\0b.png", "cannot be read")
+    folder = tmp_path / "x.png"
+    folder.mkdir()
+    refused(folder, "is a folder, expected a picture")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    refused(tmp_path / "loop.png", "cannot be read")
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.png")
+        refused(tmp_path / "pipe.png", "is not an ordinary file")
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "secret.png"
+    path.write_bytes(encoded(scene(), "PNG"))
+
+    def forbid(*_: Any) -> None:  # not chmod: the superuser reads all the same
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("captioner.images.os.stat", forbid)
+    refused(path, "secret.png: may not be read; check its permissions")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_files_are_refused(kind: str, share: float) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    content = encoded(noise, kind)
+    refused(content[: int(share * len(content))], "is damaged or incomplete|is no picture that can be read")
+
+
+def test_truncated_progressive_jpeg() -> None:
+    content = encoded(scene(200, 300), "JPEG", progressive=True)
+    refused(content[: len(content) * 2 // 3], "is damaged or incomplete .*truncated")
+
+
+def test_the_byte_cap_comes_before_reading(tmp_path: Path) -> None:
+    path = tmp_path / "huge.jpg"
+    with path.open("wb") as file:
+        file.truncate(200 * 2**20)  # a hole: no disk is used
+    refused(path, r"has 200.0 MiB, at most 64 MiB are read")
+    content = encoded(scene(), "PNG")
+    refused(content, "at most", limits=Limits(file_bytes=len(content) - 1))
+    assert read_image(content, limits=Limits(file_bytes=len(content))).shape == (48, 64, 3)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A valid PNG header of any size with next to no data."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4) + name + data + zlib.crc32(name + data).to_bytes(4)
+
+    header = width.to_bytes(4) + height.to_bytes(4) + b"\x08\x02\x00\x00\x00"
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(bytes(9)))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("width", [9_000, 10_000, 50_000, 2**31 - 1])
+def test_the_pixel_cap_comes_before_decoding(width: int) -> None:
+    refused(png_claiming(width, 9_000), "pixels.*80,000,000")
+
+
+@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
+def test_pillows_own_warning_made_an_error() -> None:
+    refused(png_claiming(10_000, 9_000), "pixels.*80,000,000")
+
+
+def test_the_pixel_cap_holds_for_everything() -> None:
+    few = Limits(pixels=48 * 64 - 1)
+    for source in (scene(), Image.fromarray(scene()), encoded(scene(), "JPEG")):
+        with pytest.raises(ImageError, match=r"has 64 x 48 pixels, at most 3,071"):
+            read_image(source, limits=few, size=(8, 8))
+    assert read_image(scene(), limits=Limits(pixels=48 * 64)).shape == (48, 64, 3)
+
+
+def test_threads_read_beside_each_other() -> None:
+    corpus = [encoded(scene(60 + 3 * index, 80), kind) for index, kind in enumerate(FORMATS)]
+    corpus.insert(3, b"no picture")
+    barrier = threading.Barrier(8)
+
+    def read_all(_: int) -> list[Any]:
+        barrier.wait()
+        return [read_or_reason(content) for content in corpus * 3]
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(read_all, range(8)))
+    for answer in answers[1:]:
+        for one, other in zip(answers[0], answer, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def read_or_reason(content: bytes) -> np.ndarray | str:
+    try:
+        return read_image(content, size=(32, 32), limits=Limits(pixels=1_000_000))
+    except ImageError as error:
+        return error.reason
+
+
+@pytest.mark.filterwarnings("ignore:::PIL.*")
+@pytest.mark.parametrize("kind", [*FORMATS, "HEIC"])
+def test_damage_anywhere_gives_a_picture_or_an_image_error(kind: str) -> None:
+    chance = random.Random(kind)
+    content = (
+        HEIC
+        if kind == "HEIC"
+        else encoded(scene(), kind, **({} if kind == "PPM" else {"exif": exif_bytes(6)}))
+    )
+    for _ in range(150):
+        damaged = bytearray(content)
+        for _ in range(chance.choice((1, 1, 2, 8))):
+            place = chance.randrange(min(len(damaged), chance.choice((64, len(damaged)))))
+            damaged[place] ^= 1 << chance.randrange(8)
+        if chance.random() < 0.3:
+            del damaged[chance.randrange(len(damaged)) :]
+        answer = read_or_reason(bytes(damaged))
+        assert isinstance(answer, str) or answer.shape == (32, 32, 3)
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> Path:
+    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "sub/c.webp", "sub/deep/d.HEIC", ".git/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.png").mkdir()
+    return tmp_path
+
+
+def test_a_folder_stands_for_its_pictures(gallery: Path) -> None:
+    assert find_images(gallery) == [gallery / "a.jpg", gallery / "b.PNG"]
+    assert find_images([gallery], recursive=True) == [
+        gallery / "a.jpg",
+        gallery / "b.PNG",
+        gallery / "sub/c.webp",
+        gallery / "sub/deep/d.HEIC",
+    ]
+    assert find_images(gallery / "folder.png") == []
+
+
+def test_files_are_taken_as_named_and_once(gallery: Path) -> None:
+    named = [gallery / "notes.txt", gallery / ".hidden.png", gallery / "b.PNG"]
+    assert find_images([*named, gallery, named[0]]) == [*named, gallery / "a.jpg"]
+    assert find_images(str(named[0])) == [named[0]]
+    assert find_images([]) == []
+
+
+def test_a_missing_path_is_named(gallery: Path) -> None:
+    with pytest.raises(ImageError, match=r"nowhere: no such file or folder"):
+        find_images([gallery, gallery / "nowhere"])
+    with pytest.raises(ImageError, match="cannot be read"):
+        find_images("a\0b")
+
+
+def test_every_suffix_is_lower_case() -> None:
+    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
