@@ -1,0 +1,251 @@
+"""The feature cache's folder: arrays in shards, found by the digest of the picture they were computed from.
+
+    cache.json      what the rows are: encoder, digest of its weights, preprocessing, size, shape, format
+    00000.npy       (n, P, C) float16, n pictures
+    00000.json      n, the size of the file, and for each row the picture's digest, a checksum and its id;
+                    written last: a shard without it does not exist
+    pictures.json   path -> size, times and digest, so that an unchanged picture need not be read again
+
+Every file is written under a temporary name and renamed. A shard never changes; whatever is missing or
+changed goes into new ones. Rows are memory-mapped and checked against their checksum when first read.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from captioner.errors import CacheError
+from captioner.files import atomic_write, digest_bytes, json_text, read_json, replacing, write_json
+
+# Also raised when images.read_image begins to give other pixels for the same file.
+FORMAT = 1
+
+_RESIDENT_BYTES = 256 * 2**20
+# A file changed this shortly before it was read may change again within one tick of the file system's clock.
+_SETTLED_NS = 2 * 10**9
+
+
+class Location(NamedTuple):
+    """Where a row is."""
+
+    shard: int
+    row: int
+
+
+class Seen(NamedTuple):
+    """What a file looked like when its bytes had this digest."""
+
+    size: int
+    modified_ns: int
+    changed_ns: int
+    digest: str
+
+    @staticmethod
+    def of(status: os.stat_result, digest: str) -> Seen:
+        """From what `os.stat` says."""
+        return Seen(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a later change is sure to show in the times."""
+        return time.time_ns() - max(self.modified_ns, self.changed_ns) > _SETTLED_NS
+
+
+@dataclass
+class _Shard:
+    path: Path
+    checksums: list[int]
+    array: Any = None  # np.memmap once opened
+    checked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+
+
+class ShardFolder:
+    """A cache folder: what it holds, reading rows, adding shards.
+
+    Args:
+        folder: made when the first shard is written.
+        identity: what every row depends on; a folder that says otherwise is refused.
+        shape: (P, C) of a row.
+
+    Raises:
+        CacheError: the folder belongs to another encoder, or its `cache.json` is damaged.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], *, shape: tuple[int, int]) -> None:
+        self.folder = folder
+        self.shape = shape
+        self.identity = dict(identity)
+        self.locations: dict[str, Location] = {}
+        self.damaged: list[str] = []
+        self._shards: dict[int, _Shard] = {}
+        self._resident_bytes = 0
+        self.refresh()
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of the identity."""
+        return fingerprint(self.identity)
+
+    def refresh(self) -> None:
+        """Looks at the folder anew; shards that cannot be used go into `damaged`, as sentences."""
+        self._check_identity()
+        self.damaged = []
+        for record in sorted(self.folder.glob("[0-9]*.json")):
+            if int(record.stem) not in self._shards:
+                try:
+                    self._open(record)
+                except CacheError as error:
+                    self.damaged.append(str(error))
+        self.seen = self._read_seen()
+
+    def discard_damaged(self) -> None:
+        """Removes what `refresh` or a killed process left unusable. Only under the folder's lock."""
+        for record in self.folder.glob("[0-9]*.json"):
+            if int(record.stem) not in self._shards:
+                record.unlink(missing_ok=True)
+        for array in self.folder.glob("[0-9]*.npy"):
+            if int(array.stem) not in self._shards:
+                array.unlink(missing_ok=True)
+
+    def digest_of(self, path: Path) -> str:
+        """The digest of a picture whose file is as it was when last read; else an empty string."""
+        known = self.seen.get(str(path.absolute()))
+        if known is None:
+            return ""
+        with suppress(OSError):
+            if Seen.of(path.stat(), known.digest) == known:
+                return known.digest
+        return ""
+
+    def write(self, rows: np.ndarray, *, pictures: Sequence[tuple[str, str]]) -> None:
+        """Adds a shard.
+
+        Args:
+            rows: (n, P, C) float16.
+            pictures: (digest of the picture, id) of each row.
+
+        Raises:
+            CaptionerError: the disk is full, …; complete shards stay as they are.
+        """
+        if not self._shards:
+            write_json(self.folder / "cache.json", self.identity)
+        number = max(self._shards, default=-1) + 1
+        path = self.folder / f"{number:05}.npy"
+        checksums = [zlib.crc32(row.data) for row in rows]
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.lib.format.write_array(file, rows, allow_pickle=False)
+            size = file.tell()
+        entries = [
+            [digest, checksum, name] for (digest, name), checksum in zip(pictures, checksums, strict=True)
+        ]
+        record = path.with_suffix(".json")
+        atomic_write(record, json_text({"rows": len(rows), "bytes": size, "pictures": entries}) + "\n")
+        self._open(record)
+
+    def write_seen(self) -> None:
+        """Saves `seen`; settled entries only."""
+        entries = {
+            path: list(seen) for path, seen in sorted(self.seen.items()) if seen.digest and seen.settled
+        }
+        atomic_write(self.folder / "pictures.json", json_text(entries) + "\n")
+
+    def read(self, locations: Sequence[Location]) -> np.ndarray:
+        """Rows in the order asked, (n, P, C) float16, a copy.
+
+        Raises:
+            CacheError: a row is not what was written.
+        """
+        rows = np.empty((len(locations), *self.shape), np.float16)  # (n, P, C)
+        for target, (number, row) in zip(rows, locations, strict=True):
+            shard = self._shards[number]
+            if shard.array is None:
+                shard.array = _map(shard.path, (len(shard.checksums), *self.shape))
+                shard.checked = np.zeros(len(shard.checksums), bool)
+            target[:] = shard.array[row]
+            if not shard.checked[row]:
+                if zlib.crc32(target.data) != shard.checksums[row]:
+                    raise CacheError(_damaged(shard.path, f"row {row} is not what was written"))
+                shard.checked[row] = True
+        self._release(rows.nbytes)
+        return rows
+
+    def _release(self, read_bytes: int) -> None:
+        # Mapped pages count as this process's memory although the system can take them back at any time: hand
+        # them back now and then, so that memory stays flat and a memory limit is not met. They stay cached.
+        self._resident_bytes += read_bytes
+        if self._resident_bytes > _RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
+            self._resident_bytes = 0
+            for shard in self._shards.values():
+                if shard.array is not None:
+                    shard.array._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def _open(self, record: Path) -> None:
+        path = record.with_suffix(".npy")
+        content = read_json(record, error=CacheError)
+        try:
+            size, entries = (
+                content["bytes"],
+                [(str(digest), int(sum_)) for digest, sum_, _ in content["pictures"]],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise CacheError(_damaged(record, "not the record of a shard")) from error
+        if not path.is_file() or path.stat().st_size != size:
+            found = f"{path.stat().st_size} bytes" if path.is_file() else "nothing"
+            raise CacheError(_damaged(path, f"expected {size} bytes, found {found}"))
+        number = int(record.stem)
+        self._shards[number] = _Shard(path, [checksum for _, checksum in entries])
+        for row, (digest, _) in enumerate(entries):
+            self.locations[digest] = Location(number, row)
+
+    def _check_identity(self) -> None:
+        path = self.folder / "cache.json"
+        if not path.exists():
+            return
+        found = read_json(path, error=CacheError)
+        if found != self.identity:
+            ours = {key: value for key, value in self.identity.items() if dict(found).get(key) != value}
+            raise CacheError(
+                f"{self.folder}: this feature cache was made for something else: expected {ours}, found "
+                f"{ {key: dict(found).get(key) for key in ours} }; choose another folder, or delete this one"
+            )
+
+    def _read_seen(self) -> dict[str, Seen]:
+        try:
+            return {
+                path: Seen(*entry)
+                for path, entry in read_json(self.folder / "pictures.json", error=CacheError).items()
+            }
+        except (CacheError, AttributeError, TypeError):
+            return {}
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """Hex digest of what every row of a cache depends on."""
+    return digest_bytes(json_text(dict(sorted(identity.items()))).encode("utf-8"))
+
+
+def _map(path: Path, shape: tuple[int, ...]) -> Any:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise CacheError(_damaged(path, str(error))) from error
+    if array.shape != shape or array.dtype != np.float16:
+        raise CacheError(_damaged(path, f"expected {shape} float16, found {array.shape} {array.dtype}"))
+    return array
+
+
+def _damaged(path: Path, what: str) -> str:
+    return (
+        f"{path}: this part of the feature cache is damaged ({what}); delete it and run again: only its "
+        "pictures are computed anew"
+    )
