@@ -70,13 +70,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}{target.suffix}")
         try:
             yield temporary
-            _flush_to_disk(temporary)
+            flush_file(temporary)
             os.replace(temporary, target)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
-        _flush_folder(target.parent)
+        flush_folder(target.parent)
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
@@ -149,6 +149,15 @@ def append_line(path: str | Path, text: str) -> None:
                 raise
 
 
+def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
+    """The JSON objects that `append_line` wrote, one a line; a line torn by a crash is left out."""
+    found = []
+    for line in Path(path).read_bytes().splitlines() if Path(path).exists() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [entry for entry in found if isinstance(entry, dict)]
+
+
 @contextmanager
 def lock(folder: str | Path) -> Iterator[None]:
     """Keeps a folder for this process; the lock goes with the process, however it ends.
@@ -175,6 +184,22 @@ def remove_leftovers(folder: str | Path) -> list[Path]:
         with storing(path):
             path.unlink(missing_ok=True)
     return leftovers
+
+
+def flush_file(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on the disk: a power cut may else bring a replaced file back."""
+    with suppress(OSError):  # folders cannot be opened everywhere
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _take(descriptor: int, folder: str | Path) -> None:
@@ -215,21 +240,6 @@ def _explain(error: OSError, path: str | Path) -> str:
     known = (text for codes, text in remedies.items() if error.errno in codes)
     remedy = next(known, "check the disk and the path")
     return f"{path}: cannot be written ({reason}); {remedy}"
-
-
-def _flush_to_disk(path: Path) -> None:
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    # The rename itself is in the folder; without this a power cut may bring the old file back.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _plain(obj: Any) -> Any:

@@ -1,0 +1,108 @@
+"""The weights that captioning uses: `best/weights.safetensors`, vouched for by `best/best.json`.
+
+In: arrays by name and what is known of the epoch they come from. Out: the two files; the arrays again. Plain
+arrays, readable without TensorFlow; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from captioner.errors import RunError
+from captioner.files import atomic_write, digest_bytes, flush_folder, storing
+from captioner.manifests import REMEDY, read_checked, read_manifest, write_manifest
+
+WEIGHTS, INFO, NEXT_INFO = "weights.safetensors", "best.json", "next.json"
+
+
+def save_best(
+    folder: Path, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any], *, half: bool = False
+) -> None:
+    """Replaces the weights in `folder`; a crash leaves the old ones or the new ones, whole.
+
+    Args:
+        folder: `best/` of a run.
+        arrays: by name; floating ones are kept as float32.
+        info: what `read_info` should say of them.
+        half: keep float16 instead, but for arrays with numbers that it cannot hold.
+    """
+    stored = {name: _stored(array, half) for name, array in arrays.items()}
+    content = safetensors.numpy.save(stored, metadata={"format": "captioner"})
+    weights = {"bytes": len(content), "digest": digest_bytes(content)}
+    # Two files cannot be renamed at once: between the renames next.json vouches for the new weights.
+    _settle(folder)
+    try:
+        write_manifest(folder / NEXT_INFO, {**info, "weights": weights})
+        atomic_write(folder / WEIGHTS, content)
+        with storing(folder / INFO):
+            os.replace(folder / NEXT_INFO, folder / INFO)
+            flush_folder(folder)
+    except Exception:
+        _settle(folder)
+        raise
+
+
+def read_info(folder: Path) -> dict[str, Any] | None:
+    """What `save_best` was told of the weights there now; None where there are none.
+
+    Raises:
+        RunError: weights or manifest are missing, damaged, or not each other's.
+    """
+    if not any((folder / name).exists() for name in (WEIGHTS, INFO, NEXT_INFO)):
+        return None
+    return _vouched(folder)[1]
+
+
+def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays by name, floating ones as float32, and what is known of them; errors as in `read_info`."""
+    content, info, _ = _vouched(folder)
+    try:
+        arrays = safetensors.numpy.load(content)
+    except safetensors.SafetensorError as error:
+        raise RunError(f"{folder / WEIGHTS}: not a weights file ({error}); {REMEDY}") from error
+    return {name: _floats(array, np.float32) for name, array in arrays.items()}, info
+
+
+def _vouched(folder: Path) -> tuple[bytes, dict[str, Any], str]:
+    """The weights file, the manifest that it agrees with, and that one's name."""
+    problem: RunError | None = None
+    # Once more at the end: a training may be renaming next.json while we look.
+    for name in (INFO, NEXT_INFO, INFO):
+        try:
+            info = read_manifest(folder / name)
+            return read_checked(folder / WEIGHTS, info.pop("weights")), info, name
+        except RunError as error:
+            problem = problem or error
+    raise problem or RunError(f"{folder}: empty")
+
+
+def _settle(folder: Path) -> None:
+    """Ends what a killed `save_best` began: next.json becomes best.json if its weights are there, or goes."""
+    if not (folder / NEXT_INFO).exists():
+        return
+    with suppress(RunError):
+        if _vouched(folder)[2] == NEXT_INFO:
+            os.replace(folder / NEXT_INFO, folder / INFO)
+    (folder / NEXT_INFO).unlink(missing_ok=True)
+
+
+def _stored(array: np.ndarray, half: bool) -> np.ndarray:
+    array = np.ascontiguousarray(array)
+    if half and array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            small = array.astype(np.float16)
+        if np.isfinite(small).all():
+            return small
+    return _floats(array, np.float32)
+
+
+def _floats(array: np.ndarray, kind: Any) -> np.ndarray:
+    return array.astype(kind) if array.dtype.kind == "f" else array

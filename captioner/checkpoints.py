@@ -1,0 +1,311 @@
+"""The run folder: everything a training leaves behind, and all that captioning needs.
+
+    config.json          the configuration; vouches for the next three; written last when a run is made
+    vocabulary.txt       one word a line
+    encoder.json         which CNN, with what grid and preprocessing
+    splits.json          picture ids per split, where the data set had no split of its own
+    history.jsonl        one JSON object an epoch
+    log.txt, loss.png    what training said, and its curves
+    latest/              what `--resume` goes on from (see latest.py)
+    best/                decoder and encoder of the best epoch, and which epoch that is (see best.py)
+
+Nothing in it points outside, so a run can be moved and given away. No file is pickled or runs code. Each file
+is written beside its place and renamed, and checked against its digest when opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import captioner
+from captioner.best import read_best, read_info, save_best
+from captioner.config import Config
+from captioner.errors import ConfigError, RunError
+from captioner.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
+from captioner.manifests import REMEDY, check, entries, read_manifest, write_manifest
+from captioner.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from captioner.latest import Latest
+
+FORMAT = 1
+CONFIG, VOCABULARY, ENCODER, SPLITS = "config.json", "vocabulary.txt", "encoder.json", "splits.json"
+HISTORY, LATEST, BEST = "history.jsonl", "latest", "best"
+
+
+class Run:
+    """One run folder, as `create` or `open` found it.
+
+    Attributes:
+        folder: where it is.
+        config: its configuration.
+        vocabulary: its words.
+        encoder_info: what encoder.json says: name, size, grid, cells, channels, preprocessing, digest.
+        made_splits: picture ids per split, or None where the data set had its own.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp()) / "run"
+    >>> encoder_info = {"name": "small_cnn", "size": [64, 64]}
+    >>> run = Run.create(folder, Config(), Vocabulary.build(["a dog"]), encoder_info)
+    >>> Run.open(folder).vocabulary.words[4:]
+    ('a', 'dog')
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        content = _read_config(folder)
+        check(folder, content["files"])
+        self.config = Config.from_dict(content["config"], source=str(folder / CONFIG))
+        self.vocabulary = Vocabulary.load(folder / VOCABULARY)
+        self.encoder_info: dict[str, Any] = json.loads((folder / ENCODER).read_text(encoding="utf-8"))
+        self.made_splits: dict[str, list[str]] | None = None
+        if SPLITS in content["files"]:
+            self.made_splits = json.loads((folder / SPLITS).read_text(encoding="utf-8"))
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        config: Config,
+        vocabulary: Vocabulary,
+        encoder: Any,
+        made_splits: Mapping[str, Sequence[str]] | None = None,
+    ) -> Run:
+        """Makes the folder of a new training.
+
+        Args:
+            folder: new, empty, or without a run.
+            config: as resolved.
+            vocabulary: of the training captions.
+            encoder: an `Encoder`, or what `encoder.json` should say of it.
+            made_splits: ids per split, if a split was drawn from the seed.
+
+        Raises:
+            RunError: there is a run already.
+        """
+        folder = Path(folder)
+        with lock(folder):
+            if (folder / CONFIG).exists():
+                raise RunError(f"{folder}: holds a run already; go on with --resume, or use another folder")
+            if (folder / BEST).exists() or (folder / LATEST).exists():
+                raise RunError(f"{folder / CONFIG}: missing, but there are checkpoints beside it; {REMEDY}")
+            vocabulary.save(folder / VOCABULARY)
+            write_json(folder / ENCODER, encoder if isinstance(encoder, Mapping) else _describe(encoder))
+            if made_splits is not None:
+                write_json(folder / SPLITS, made_splits)
+            names = [VOCABULARY, ENCODER, *([SPLITS] if made_splits is not None else [])]
+            _write_config(folder, config, entries(folder, names))
+        return cls(folder)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Run:
+        """The run in a folder, complete and undamaged as far as it has come.
+
+        Raises:
+            RunError: it is not one, or a file is missing, damaged or of another version; says which, and what
+                to do.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise RunError(_not_a_run(folder))
+        run = cls(folder)
+        _ = run.best  # read and checked
+        return run
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Keeps the folder for one training, and clears away what a killed one left half-written.
+
+        Raises:
+            RunError: another process is training in it.
+        """
+        with lock(self.folder):
+            for folder in (self.folder, self.folder / BEST, self.folder / LATEST):
+                remove_leftovers(folder)
+            yield
+
+    def replace_config(self, config: Config) -> None:
+        """Keeps another configuration from now on: longer training, another optimiser; never another network.
+
+        Raises:
+            ConfigError: a part differs that the run's weights or words depend on.
+        """
+        for section in ("seed", "data", "encoder", "decoder"):
+            old, new = getattr(self.config, section), getattr(config, section)
+            if old != new:
+                raise ConfigError(
+                    f"{section}: differs from the run in {self.folder} ({new}, not {old}); resume with the "
+                    "run's own, or train in another folder"
+                )
+        _write_config(self.folder, config, _read_config(self.folder)["files"])
+        self.config = config
+
+    # History.
+
+    def append_history(self, entry: Mapping[str, Any]) -> None:
+        """Adds what one epoch gave; `phase` and `epoch` say which."""
+        append_line(self.folder / HISTORY, json_text(entry))
+
+    def history(self) -> list[dict[str, Any]]:
+        """What each epoch gave, in order; one that a resumed training did again counts as last done."""
+        history: list[dict[str, Any]] = []
+        for entry in read_json_lines(self.folder / HISTORY):
+            known = [_epoch(earlier) for earlier in history]
+            if _epoch(entry) in known:  # the training went back to here: what came after was not kept
+                del history[known.index(_epoch(entry)) :]
+            history.append(entry)
+        return history
+
+    # The best weights.
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """What `save_best` was told of the best epoch; None before there is one.
+
+        Raises:
+            RunError: a file of it is missing or damaged, or it belongs to another vocabulary or encoder.
+        """
+        info = read_info(self.folder / BEST)
+        return self._fitting(info) if info else None
+
+    def save_best(self, decoder: Any, encoder: Any, info: Mapping[str, Any], *, half: bool = False) -> None:
+        """Keeps these weights as the best; a crash leaves the old ones or the new ones, whole.
+
+        Args:
+            decoder: anything with `weights_dict()`.
+            encoder: the same; always kept, so that the run needs no other file.
+            info: epoch, phase, scores, …
+            half: float16 instead of float32.
+        """
+        networks = {"decoder": decoder, "encoder": encoder}
+        arrays = {
+            f"{part}/{name}": array
+            for part, network in networks.items()
+            for name, array in network.weights_dict().items()
+        }
+        save_best(self.folder / BEST, arrays, {**info, "fits": self._fits()}, half=half)
+
+    def load_best(self) -> tuple[Any, Any]:
+        """The decoder and the encoder of the best epoch, rebuilt from this folder alone.
+
+        Raises:
+            RunError: there is none yet; a file is damaged; this version makes another encoder of that name.
+        """
+        if not (self.folder / BEST).exists():
+            raise RunError(f"{self.folder}: no finished epoch yet; go on with `captioner train … --resume`")
+        arrays, best = read_best(self.folder / BEST)
+        self._fitting(best)
+        # Here, not above: a look into a run (`captioner info`) should not wait for TensorFlow.
+        from captioner.decoder import CaptionDecoder
+        from captioner.encoders import load_encoder
+
+        info = self.encoder_info
+        encoder = load_encoder(info["name"], weights=_part(arrays, "encoder/"), size=info["size"][0])
+        self._check_encoder(encoder)
+        decoder = CaptionDecoder(
+            self.config.decoder, vocabulary_size=len(self.vocabulary), channels=info["channels"]
+        )
+        decoder.load_weights_dict(_part(arrays, "decoder/"))
+        return decoder, encoder
+
+    # Where training goes on.
+
+    def manager(self, trackables: Mapping[str, Any], max_to_keep: int = 2) -> Latest:
+        """The resumable checkpoints of these objects: `save()` and `restore()`."""
+        from captioner.latest import Latest
+
+        return Latest(self.folder / LATEST, trackables, max_to_keep)
+
+    def restore_latest(self, trackables: Mapping[str, Any]) -> Path | None:
+        """Gives the objects the values of the newest complete checkpoint; None: there is none yet."""
+        return self.manager(trackables).restore()
+
+    def info(self) -> dict[str, Any]:
+        """What `captioner info` shows; plain values."""
+        history = self.history()
+        sizes = {
+            path.relative_to(self.folder).as_posix(): path.stat().st_size
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        return {
+            "folder": str(self.folder),
+            "version": self._version(),
+            "encoder": self.encoder_info,
+            "words": len(self.vocabulary),
+            "splits": {name: len(ids) for name, ids in (self.made_splits or {}).items()},
+            "epochs": len(history),
+            "last": history[-1] if history else None,
+            "best": self.best,
+            "checkpoints": [name.removesuffix(".index") for name in sizes if name.endswith(".index")],
+            "files": sizes,
+            "bytes": sum(sizes.values()),
+            "config": self.config.to_dict(),
+        }
+
+    def _fits(self) -> dict[str, str]:
+        return {VOCABULARY: self.vocabulary.digest, "encoder": self.encoder_info["name"]}
+
+    def _fitting(self, best: dict[str, Any]) -> dict[str, Any]:
+        fits = best.pop("fits")
+        for part, own in self._fits().items():
+            if fits[part] != own:
+                raise RunError(
+                    f"{self.folder / BEST}: these weights do not fit this run's {part} ({own}), they were "
+                    f"trained with another ({fits[part]}); {REMEDY}"
+                )
+        return best
+
+    def _check_encoder(self, encoder: Any) -> None:
+        info = self.encoder_info
+        for key, now in json.loads(json_text(_describe(encoder))).items():
+            if key != "digest" and now != info.get(key):
+                raise RunError(
+                    f"{self.folder / ENCODER}: {info['name']} had {key} {info.get(key)}, in this version of "
+                    f"captioner it has {now}; use version {self._version()}, or train again"
+                )
+
+    def _version(self) -> str:
+        return str(_read_config(self.folder)["captioner"])
+
+
+def _part(arrays: Mapping[str, Any], start: str) -> dict[str, Any]:
+    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
+
+
+def _describe(encoder: Any) -> dict[str, Any]:
+    names = ("name", "size", "grid", "cells", "channels", "preprocessing", "digest")
+    return {name: getattr(encoder, name) for name in names}
+
+
+def _write_config(folder: Path, config: Config, files: Mapping[str, Any]) -> None:
+    version = {"format": FORMAT, "captioner": captioner.__version__}
+    write_manifest(folder / CONFIG, {**version, "config": config.to_dict(), "files": files})
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    content = read_manifest(folder / CONFIG)
+    if content["format"] != FORMAT:
+        raise RunError(
+            f"{folder / CONFIG}: run format {content['format']} of captioner {content['captioner']}; this is "
+            f"{captioner.__version__}, which reads format {FORMAT}: use that version, or train again"
+        )
+    return content
+
+
+def _not_a_run(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder}: no such folder; give the run folder that `captioner train --run` made"
+    if (folder / BEST).exists() or (folder / LATEST).exists():
+        return f"{folder / CONFIG}: missing; {REMEDY}"
+    inside = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))[:3]]
+    hint = f"did you mean {' or '.join(map(str, inside))}?" if inside else "`captioner train` makes them"
+    return f"{folder}: not a run folder, it has no {CONFIG}; {hint}"
+
+
+def _epoch(entry: Mapping[str, Any]) -> tuple[Any, Any]:
+    return entry.get("phase"), entry.get("epoch")
