@@ -267,10 +267,9 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Any mode to RGB: wide values scaled, transparency laid on the background."""
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        picture = Image.fromarray(_scaled(np.asarray(picture), whites=(65535,)))
-    elif picture.mode == "F":
-        picture = Image.fromarray(_scaled(np.asarray(picture), whites=(1, 255, 65535)))
+    if picture.mode[0] in "IF":  # I, I;16 in either byte order, F
+        whites = (1, 255, 65535) if picture.mode == "F" else (65535,)
+        picture = Image.fromarray(_scaled(np.asarray(picture), whites=whites))
     if picture.has_transparency_data:
         canvas = Image.new("RGBA", picture.size, (*BACKGROUND, 255))
         canvas.alpha_composite(picture.convert("RGBA"))
@@ -282,21 +281,24 @@ def _scaled(values: np.ndarray, *, whites: tuple[int, ...]) -> np.ndarray:
     """Values as uint8: the smallest of `whites` that none exceeds becomes 255, and 0 stays 0.
 
     Without such a white (negative or very large values, as measurements have) the range is stretched to fit.
+    What is no number counts as 0.
     """
-    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    if values.dtype.kind == "f":
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    low, high = float(values.min()), float(values.max())
     white = next((white for white in whites if low >= 0 and high <= white), None)
     black, span = (0.0, float(white)) if white else (low, max(high - low, 1e-30))
-    values = np.nan_to_num(values.astype(np.float64), nan=low, posinf=high, neginf=low)
-    return np.rint((values - black) * (255.0 / span)).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for row, line in enumerate(values):  # line by line: the largest pictures would need gigabytes at once
+        scaled[row] = np.rint((line.astype(np.float64) - black) * (255.0 / span))
+    return scaled
 
 
 def _from_array(source: Any, name: str) -> Image.Image:
     """An array as a picture, after a look at its shape, type and range."""
     if not hasattr(source, "__array__"):
-        raise ImageError(
-            name, f"is a {type(source).__name__}, expected a path, bytes, an array or a Pillow image"
-        )
+        kind = type(source).__name__
+        raise ImageError(name, f"is a {kind}, expected a path, bytes, an array or a Pillow image")
     values = np.asarray(source)
     shape = values.shape
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or not values.size:

@@ -203,7 +203,8 @@ def test_16_bits_of_the_other_byte_order() -> None:
         ([-10.0, 0.0, 10.0], [0, 128, 255]),
         ([0.0, 0.2, float("nan")], [0, 51, 0]),
         ([-1e38, 0.0, 1e38], [0, 128, 255]),
-        ([float("nan")] * 3, [0, 0, 0]),
+        ([float("nan"), float("inf"), 0.2], [0, 0, 51]),
+        ([-7.0, -7.0, -7.0], [0, 0, 0]),
     ],
 )
 def test_float_tiffs_are_scaled(values: list[float], expected: list[int]) -> None:
