@@ -152,7 +152,9 @@ def recipes() -> dict[str, str]:
     """Name and TOML text of every recipe that comes with the package."""
     folder = resources.files("captioner") / "recipes"
     files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
-    return {f.name[: -len(".toml")]: f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)}
+    return {
+        f.name[: -len(".toml")]: f.read_text(encoding="utf-8") for f in sorted(files, key=lambda f: f.name)
+    }
 
 
 def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -212,7 +214,9 @@ def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
     hints = typing.get_type_hints(cls)
     unknown = [key for key in values if key not in hints]
     if unknown:
-        raise ConfigError(f"{source}: " + unknown_name("key", prefix + unknown[0], [prefix + h for h in hints]))
+        raise ConfigError(
+            f"{source}: " + unknown_name("key", prefix + unknown[0], [prefix + h for h in hints])
+        )
     return cls(**{key: _convert(hints[key], value, source, prefix + key) for key, value in values.items()})
 
 
@@ -228,7 +232,11 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
         return {name: _build(PhaseConfig, phase, source, f"{key}.{name}.") for name, phase in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(kind, types.GenericAlias) and isinstance(value, kind) and (kind is bool) == isinstance(value, bool):
+    if (
+        not isinstance(kind, types.GenericAlias)
+        and isinstance(value, kind)
+        and (kind is bool) == isinstance(value, bool)
+    ):
         return value
     wanted = "a list of strings" if origin is tuple else kind.__name__
     raise ConfigError(f"{source}: {key} = {value!r}: expected {wanted}")
@@ -241,7 +249,17 @@ _CHOICES = {
 }
 _PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
 _SHARES = ("dropout", "grid_dropout", "label_smoothing", "average")
-_POSITIVE = ("units", "embedding", "heads", "beam", "max_words", "epochs", "pictures_per_batch", "max_to_keep", "samples")
+_POSITIVE = (
+    "units",
+    "embedding",
+    "heads",
+    "beam",
+    "max_words",
+    "epochs",
+    "pictures_per_batch",
+    "max_to_keep",
+    "samples",
+)
 
 
 def _validate(config: Config, source: str) -> None:
@@ -259,9 +277,13 @@ def _validate(config: Config, source: str) -> None:
     for name, phase in config.phases.items():
         wrong = [part for part in phase.trains if part not in ("decoder", "encoder")]
         if wrong or not phase.trains:
-            raise ConfigError(f"{source}: phases.{name}.trains: expected decoder, encoder or both, got {list(phase.trains)}")
+            raise ConfigError(
+                f"{source}: phases.{name}.trains: expected decoder, encoder or both, got {list(phase.trains)}"
+            )
     if config.decoder.units % config.decoder.heads:
-        raise ConfigError(f"{source}: decoder.units ({config.decoder.units}) must be a multiple of decoder.heads")
+        raise ConfigError(
+            f"{source}: decoder.units ({config.decoder.units}) must be a multiple of decoder.heads"
+        )
 
 
 def _check_number(name: str, key: str, value: float) -> None:

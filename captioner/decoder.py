@@ -70,7 +70,13 @@ class CaptionDecoder(keras.Model):
     """
 
     def __init__(
-        self, config: DecoderConfig, *, vocabulary_size: int, channels: int, seed: int = 0, precision: str = "float32"
+        self,
+        config: DecoderConfig,
+        *,
+        vocabulary_size: int,
+        channels: int,
+        seed: int = 0,
+        precision: str = "float32",
     ) -> None:
         super().__init__(name="decoder")
         self.config, self.vocabulary_size, self.channels = config, vocabulary_size, channels
@@ -107,7 +113,9 @@ class CaptionDecoder(keras.Model):
         if self.config.normalised:
             features = tf.math.l2_normalize(features, -1) * self.channels**0.5
         if seed is not None:  # whole channels, so that no neighbouring cell gives the dropped number away
-            kept = _dropout(tf.ones([tf.shape(features)[0], 1, self.channels]), self.config.grid_dropout, seed, 0)
+            kept = _dropout(
+                tf.ones([tf.shape(features)[0], 1, self.channels]), self.config.grid_dropout, seed, 0
+            )
             features *= kept
         projected = self._product(features, self.grid_kernel) + self.grid_bias  # (B, P, A + D)
         if self.sentinel is not None:
@@ -154,7 +162,9 @@ class CaptionDecoder(keras.Model):
 
     # All words at once, for training.
 
-    def call(self, inputs: tuple[Tensor, Tensor], training: bool = False, seed: Tensor | None = None) -> Tensor:
+    def call(
+        self, inputs: tuple[Tensor, Tensor], training: bool = False, seed: Tensor | None = None
+    ) -> Tensor:
         """Teacher-forced logits (B, R, T, V) of ((features (B, P, C), words_in (B, R, T))); zero after a caption's end.
 
         Pictures that stand longest caption first run fastest; any order is right.
@@ -164,7 +174,9 @@ class CaptionDecoder(keras.Model):
         real = self.packed_logits((features, words_in), words_in, weights, seed if training else None)
         B, R, T = (tf.shape(words_in)[i] for i in range(3))
         where = tf.where(tf.transpose(weights, [2, 0, 1]) > 0)  # (M, 3): t, b, r, the packed order
-        dense = tf.scatter_nd(tf.gather(where, [1, 2, 0], axis=1), real.logits, [*map(_long, (B, R, T, self.vocabulary_size))])
+        dense = tf.scatter_nd(
+            tf.gather(where, [1, 2, 0], axis=1), real.logits, [*map(_long, (B, R, T, self.vocabulary_size))]
+        )
         return tf.reshape(dense, [B, R, T, self.vocabulary_size])
 
     def packed_logits(
@@ -225,9 +237,13 @@ class CaptionDecoder(keras.Model):
         mine = {v.name: v for v in self.variables}
         for name in mine.keys() | arrays.keys():
             if name not in arrays or name not in mine:
-                raise RunError(f"decoder weight {name!r} is {'missing from' if name in mine else 'unknown to'} this model")
+                raise RunError(
+                    f"decoder weight {name!r} is {'missing from' if name in mine else 'unknown to'} this model"
+                )
             if tuple(mine[name].shape) != arrays[name].shape:
-                raise RunError(f"decoder weight {name!r} is {arrays[name].shape}, the configuration says {mine[name].shape}")
+                raise RunError(
+                    f"decoder weight {name!r} is {arrays[name].shape}, the configuration says {mine[name].shape}"
+                )
         for name, variable in mine.items():
             variable.assign(arrays[name].astype("float32"))
 
@@ -252,7 +268,10 @@ class CaptionDecoder(keras.Model):
         uniform = keras.initializers.RandomUniform(-scale, scale, seed=self._seed)
         regularizer = _regularizer(self.config)
         return self.add_weight(
-            shape=(rows, columns), initializer=uniform if scale else glorot, name=name, regularizer=regularizer
+            shape=(rows, columns),
+            initializer=uniform if scale else glorot,
+            name=name,
+            regularizer=regularizer,
         )
 
     def _vector(self, name: str, size: int) -> Any:

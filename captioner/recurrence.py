@@ -137,11 +137,17 @@ class Recurrence:
             n = active[t]
             before = state[:n]
             new = self.word(before, inputs[first[t] : first[t] + n], keys[:n], values[:n], weights)
-            return (t + 1, new.state, *(array.write(t, value) for array, value in zip(tape, (before, *new), strict=True)))
+            return (
+                t + 1,
+                new.state,
+                *(array.write(t, value) for array, value in zip(tape, (before, *new), strict=True)),
+            )
 
         rows = tf.TensorShape([None, *state.shape[1:]])
         shapes = (tf.TensorShape([]), rows, *(tf.TensorShape(None) for _ in names))
-        done = tf.while_loop(lambda t, *_: t < T, step, (0, state, *tape), shape_invariants=shapes, parallel_iterations=1)
+        done = tf.while_loop(
+            lambda t, *_: t < T, step, (0, state, *tape), shape_invariants=shapes, parallel_iterations=1
+        )
         return dict(zip(names, done[2:], strict=True))
 
     def _backward(
@@ -163,19 +169,37 @@ class Recurrence:
             d_context = upstream[1][rows] + self._product(d_inputs, weights.context, transpose_b=True)
             by_head = self._split(d_context, R)  # (N, H, R, D/H)
             d_attention = upstream[2][rows] + self._product(by_head, values[:n], transpose_b=True)
-            d_scores = now.attention * (d_attention - tf.reduce_sum(d_attention * now.attention, -1, keepdims=True))
-            d_query, d_keys, d_score = self._scores_back(d_scores, now.query, keys[:n], (weights.score, d_keys, d_score))
+            d_scores = now.attention * (
+                d_attention - tf.reduce_sum(d_attention * now.attention, -1, keepdims=True)
+            )
+            d_query, d_keys, d_score = self._scores_back(
+                d_scores, now.query, keys[:n], (weights.score, d_keys, d_score)
+            )
             d_gates = tf.concat([self._merge(d_query, R), d_update, d_reset, d_candidate * now.reset], -1)
             carry = d_state * now.update + self._product(d_gates, weights.state, transpose_b=True)
             kept = (d_inputs, d_gates, by_head, d_scores)
-            return (t - 1, carry, d_keys, d_score, *(a.write(t, v) for a, v in zip(arrays, kept, strict=True)))
+            return (
+                t - 1,
+                carry,
+                d_keys,
+                d_score,
+                *(a.write(t, v) for a, v in zip(arrays, kept, strict=True)),
+            )
 
         arrays = tuple(tf.TensorArray(tf.float32, T, infer_shape=False) for _ in range(4))
-        start = (T - 1, tf.zeros([0, R, U]), tf.zeros([0, *keys.shape[1:]]), tf.zeros_like(weights.score), *arrays)
+        start = (
+            T - 1,
+            tf.zeros([0, R, U]),
+            tf.zeros([0, *keys.shape[1:]]),
+            tf.zeros_like(weights.score),
+            *arrays,
+        )
         rows = tf.TensorShape([None, None, U])
         shapes = (tf.TensorShape([]), rows, tf.TensorShape([None, *keys.shape[1:]]), weights.score.shape)
         shapes += tuple(tf.TensorShape(None) for _ in arrays)
-        done = tf.while_loop(lambda t, *_: t >= 0, step, start, shape_invariants=shapes, parallel_iterations=1)
+        done = tf.while_loop(
+            lambda t, *_: t >= 0, step, start, shape_invariants=shapes, parallel_iterations=1
+        )
         _, d_first, d_keys, d_score, *kept = done
         widths = (3 * U, weights.state.shape[-1])
         d_inputs, d_gates = (_shaped(a.concat(), (None, None, w)) for a, w in zip(kept, widths, strict=False))
@@ -201,7 +225,9 @@ class Recurrence:
             return self._product(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
         return tf.reduce_sum(_sum_tanh(query, keys) * score, -1)
 
-    def _scores_back(self, d_scores: Tensor, query: Tensor, keys: Tensor, sums: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _scores_back(
+        self, d_scores: Tensor, query: Tensor, keys: Tensor, sums: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Gradient of the query; additive attention also adds up those of keys and score here."""
         score, d_keys, d_score = sums
         if self.attention == "dot":
@@ -244,7 +270,11 @@ class _Tape:
 
     def __init__(self, arrays: dict[str, Any], memory: tuple[Tensor, Tensor], U: int) -> None:
         (_, H, P, A), (_, _, _, D) = (x.shape for x in memory)
-        special = {"query": (None, H, None, A), "attention": (None, H, None, P), "context": (None, None, H * D)}
+        special = {
+            "query": (None, H, None, A),
+            "attention": (None, H, None, P),
+            "context": (None, None, H * D),
+        }
         self.arrays = arrays
         self.shapes = {name: special.get(name, (None, None, U)) for name in arrays}
 

@@ -1,0 +1,193 @@
+"""Records and features (or pictures) in, `tf.data` batches of ((features, words_in), words_out, weights) out.
+
+    features  (B, P, C) float16 from a feature store, or (B, H, W, 3) pixels from pictures
+    words_in  (B, R, T) int32   <start> a dog runs
+    words_out (B, R, T) int32           a dog runs <end>
+    weights   (B, R, T) float32 1 where there is a word to write, 0 elsewhere
+
+A batch is B pictures with R captions each, so that a picture is read and projected once for all of them; a caption that
+a picture lacks is an empty row. Pictures stand longest caption first, and pictures with captions of like length share a
+batch. The order of epoch e depends on (seed, e) alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import tensorflow as tf
+
+from captioner.augment import augment, can_be_mirrored
+from captioner.config import PhaseConfig
+from captioner.datasets import CaptionedImage
+from captioner.errors import DataError, ImageError
+from captioner.images import read_image
+from captioner.vocabulary import END, START, Vocabulary
+
+WINDOW = 8  # batches within which pictures are sorted by length
+
+
+class Source(Protocol):
+    """Where the features of pictures come from; a `FeatureStore` is one."""
+
+    def read(self, ids: Sequence[str]) -> np.ndarray:
+        """(n, …) features or pixels of these pictures."""
+
+
+class PictureSource:
+    """Pixels straight from the picture files, for encoders in training.
+
+    A picture that cannot be read comes out black and is listed in `failures`; the batches give it no weight.
+
+    Args:
+        records: the pictures.
+        size: (height, width) the encoder wants.
+    """
+
+    def __init__(self, records: Sequence[CaptionedImage], size: tuple[int, int]) -> None:
+        self._paths = {record.id: record.path for record in records}
+        self._size = size
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self.failures: dict[str, str] = {}
+
+    def read(self, ids: Sequence[str]) -> np.ndarray:
+        """(n, H, W, 3) uint8."""
+        return np.stack(list(self._threads.map(self._read_one, ids)))
+
+    def _read_one(self, name: str) -> np.ndarray:
+        try:
+            return read_image(self._paths[name], size=self._size)
+        except ImageError as error:
+            self.failures[name] = str(error)
+            return np.zeros((*self._size, 3), np.uint8)
+
+
+class CaptionTable:
+    """The captions of pictures as word ids, ready to be laid into batches.
+
+    Args:
+        records: pictures with their captions.
+        vocabulary: its words.
+        max_words: longer captions are cut.
+
+    Attributes:
+        ids: picture ids, in the records' order.
+        captions: per picture a list of (words,) int32 arrays, without <start> and <end>.
+        longest: (pictures,) words of each picture's longest caption.
+        mirrored: (pictures,) bool, pictures that may be mirrored.
+    """
+
+    def __init__(self, records: Sequence[CaptionedImage], vocabulary: Vocabulary, *, max_words: int) -> None:
+        if not records:
+            raise DataError("no captioned picture to train on")
+        self.ids = [record.id for record in records]
+        self.captions = [
+            [np.array(vocabulary.ids(caption)[:max_words], np.int32) for caption in record.captions]
+            for record in records
+        ]
+        self.longest = np.array([max(len(caption) for caption in captions) for captions in self.captions])
+        self.mirrored = np.array([can_be_mirrored(record.captions) for record in records])
+
+    def arrays(
+        self, pictures: Sequence[int], chosen: Sequence[Sequence[int]]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """words_in, words_out (B, R, T) int32 and weights (B, R, T) float32 of the chosen captions."""
+        rows = [[self.captions[p][c] for c in which] for p, which in zip(pictures, chosen, strict=True)]
+        R = max(len(row) for row in rows)
+        T = 1 + max(len(caption) for row in rows for caption in row)
+        words_in, words_out = (np.zeros((len(rows), R, T), np.int32) for _ in range(2))
+        for b, row in enumerate(rows):
+            for r, caption in enumerate(row):
+                n = len(caption)
+                words_in[b, r, : n + 1] = [START, *caption]
+                words_out[b, r, : n + 1] = [*caption, END]
+        return words_in, words_out, (words_out > 0).astype(np.float32)
+
+
+class TrainingBatches:
+    """The batches of a phase, epoch by epoch.
+
+    Args:
+        table: the captions.
+        source: features or pixels of the same pictures.
+        phase: batch size, captions a picture, augmentation.
+        seed: of the order.
+        shard: (i, n): the i-th of n equal parts of every batch.
+    """
+
+    def __init__(
+        self,
+        table: CaptionTable,
+        source: Source,
+        *,
+        phase: PhaseConfig,
+        seed: int,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.table, self.source, self.phase, self.seed, self.shard = table, source, phase, seed, shard
+        self.steps = -(-len(table.ids) // phase.pictures_per_batch)
+
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Which pictures (rows of the table) make each batch of an epoch, longest caption first."""
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        B = self.phase.pictures_per_batch
+        order = rng.permutation(len(self.table.ids))
+        windows = [order[i : i + B * WINDOW] for i in range(0, len(order), B * WINDOW)]
+        order = np.concatenate([w[np.argsort(-self.table.longest[w], kind="stable")] for w in windows])
+        batches = [order[i : i + B] for i in range(0, len(order), B)]
+        part, parts = self.shard
+        return [batches[i][part::parts] for i in rng.permutation(len(batches))]
+
+    def epoch(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
+        """The batches of one epoch, from batch `skip` on."""
+        plan = self.plan(epoch)
+        spec = self._spec(plan[0])
+
+        def build(step: np.ndarray) -> tuple[np.ndarray, ...]:
+            return self._batch(plan[int(step)], np.random.default_rng([self.seed, epoch, 2, int(step)]))
+
+        def element(step: Any) -> Any:
+            features, *words, mirrored = tf.numpy_function(build, [step], [s.dtype for s in spec])
+            parts = [
+                tf.ensure_shape(x, s.shape) for x, s in zip((features, *words, mirrored), spec, strict=True)
+            ]
+            features, words_in, words_out, weights, mirrored = parts
+            if self.phase.augment:
+                features = augment(
+                    features, mirrored, tf.stack([self.seed * 7919 + epoch, tf.cast(step, tf.int32)])
+                )
+            return (features, words_in), words_out, weights
+
+        steps = tf.data.Dataset.range(skip, len(plan))
+        return steps.map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
+
+    def _batch(self, pictures: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
+        limit = self.phase.captions_per_picture
+        counts = [len(self.table.captions[p]) for p in pictures]
+        chosen = [
+            np.sort(rng.permutation(n)[:limit]) if limit and n > limit else np.arange(n) for n in counts
+        ]
+        words_in, words_out, weights = self.table.arrays(pictures, chosen)
+        names = [self.table.ids[p] for p in pictures]
+        features = self.source.read(names)
+        failures = getattr(self.source, "failures", ())
+        for row, name in enumerate(names):
+            if name in failures and isinstance(self.source, PictureSource):
+                words_in[row], words_out[row], weights[row] = 0, 0, 0
+        return features, words_in, words_out, weights, self.table.mirrored[pictures]
+
+    def _spec(self, pictures: np.ndarray) -> list[tf.TensorSpec]:
+        first = self.source.read([self.table.ids[pictures[0]]])
+        words = [tf.TensorSpec([None, None, None], dtype) for dtype in (tf.int32, tf.int32, tf.float32)]
+        return [tf.TensorSpec([None, *first.shape[1:]], first.dtype), *words, tf.TensorSpec([None], tf.bool)]
+
+
+def evaluation_batches(
+    ids: Sequence[str], source: Source, *, batch_size: int
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Ids and features (B, …) of all pictures in the order given; the last batch may be short."""
+    for start in range(0, len(ids), batch_size):
+        part = list(ids[start : start + batch_size])
+        yield part, source.read(part)

@@ -1,0 +1,191 @@
+"""How weights follow gradients: optimisers, learning-rate schedules, clipping, averaging, regularisers by name.
+
+A phase's settings go in, an `Updater` comes out that applies one step to the decoder and, if trained, the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from captioner.config import PhaseConfig
+from captioner.errors import ConfigError, load_object, unknown_name
+
+
+class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
+    """Keras's Adam through TensorFlow's one-pass kernel: each weight and moment is read and written once."""
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """Update one variable; same formula as the base class."""
+        variable = variable.value if isinstance(variable, keras.Variable) else variable
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=tf.pow(self.beta_1, step),
+            beta2_power=tf.pow(self.beta_2, step),
+            lr=tf.cast(learning_rate, tf.float32),
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.convert_to_tensor(gradient),
+        )
+
+
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "sgd": lambda rate, decay: keras.optimizers.SGD(rate),
+    "momentum": lambda rate, decay: keras.optimizers.SGD(rate, momentum=0.9),
+    "nesterov": lambda rate, decay: keras.optimizers.SGD(rate, momentum=0.9, nesterov=True),
+    "adagrad": lambda rate, decay: keras.optimizers.Adagrad(rate),
+    "adadelta": lambda rate, decay: keras.optimizers.Adadelta(rate),
+    "rmsprop": lambda rate, decay: keras.optimizers.RMSprop(rate),
+    "adam": lambda rate, decay: FusedAdam(rate),
+    "adamw": lambda rate, decay: keras.optimizers.AdamW(rate, weight_decay=decay),
+    "adamax": lambda rate, decay: keras.optimizers.Adamax(rate),
+    "nadam": lambda rate, decay: keras.optimizers.Nadam(rate),
+    "ftrl": lambda rate, decay: keras.optimizers.Ftrl(rate),
+    "lion": lambda rate, decay: keras.optimizers.Lion(rate, weight_decay=decay),
+    "adafactor": lambda rate, decay: keras.optimizers.Adafactor(rate),
+}
+
+REGULARIZERS: dict[str, Callable[[float], Any]] = {
+    "l1": keras.regularizers.L1,
+    "l2": keras.regularizers.L2,
+    "l1_l2": lambda strength: keras.regularizers.L1L2(strength, strength),
+    "orthogonal": keras.regularizers.OrthogonalRegularizer,
+}
+
+
+def load_optimizer(phase: PhaseConfig, rate: Any) -> Any:
+    """The phase's Keras optimiser; one's own as `"package.module:name"`, called with the learning rate.
+
+    Raises:
+        ConfigError: unknown name, or not a Keras optimiser.
+    """
+    if ":" in phase.optimizer:
+        optimizer = load_object(phase.optimizer, "optimizer")(rate)
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ConfigError(
+                f'optimizer "{phase.optimizer}": expected a keras.optimizers.Optimizer, got {optimizer!r}'
+            )
+        return optimizer
+    if phase.optimizer not in OPTIMIZERS:
+        raise ConfigError(
+            unknown_name("optimizer", phase.optimizer, OPTIMIZERS) + '; or "package.module:name"'
+        )
+    return OPTIMIZERS[phase.optimizer](rate, phase.weight_decay)
+
+
+def load_regularizer(name: str, strength: float) -> Any:
+    """A Keras regulariser; one's own as `"package.module:name"`, called with the strength."""
+    if ":" in name:
+        return load_object(name, "regularizer")(strength)
+    if name not in REGULARIZERS:
+        raise ConfigError(unknown_name("regularizer", name, REGULARIZERS) + '; or "package.module:name"')
+    return REGULARIZERS[name](strength)
+
+
+class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Learning rate over a phase: a straight warm-up, then the phase's curve down to its final share.
+
+    Args:
+        phase: schedule, warm-up and final share.
+        rate: the rate after the warm-up.
+        steps: of the whole phase.
+    """
+
+    def __init__(self, phase: PhaseConfig, rate: float, steps: int) -> None:
+        super().__init__()
+        self.kind, self.final, self.rate, self.steps = phase.schedule, phase.final_rate, rate, max(steps, 1)
+        self.warmup = min(phase.warmup_steps, self.steps // 2)
+
+    def __call__(self, step: Any) -> Any:
+        step = tf.cast(step, tf.float32)
+        done = tf.clip_by_value((step - self.warmup) / max(self.steps - self.warmup, 1), 0.0, 1.0)
+        final = max(self.final, 1e-8)
+        share = {
+            "constant": lambda: tf.ones_like(done),
+            "linear": lambda: 1 + (final - 1) * done,
+            "cosine": lambda: final + (1 - final) * 0.5 * (1 + tf.cos(3.14159265 * done)),
+            "exponential": lambda: final**done,
+        }[self.kind]()
+        return self.rate * share * tf.minimum(1.0, (step + 1) / max(self.warmup, 1))
+
+    def get_config(self) -> dict[str, Any]:
+        """As Keras wants it; nothing here is ever serialised."""
+        return {"rate": self.rate, "steps": self.steps}
+
+
+class Updater(tf.Module):
+    """One optimiser step for decoder and encoder together, with clipping and averaged weights.
+
+    Args:
+        phase: its settings.
+        steps: of the whole phase, for the schedule.
+        decoder: its trainable variables.
+        encoder: the encoder's trainable variables, or none.
+    """
+
+    def __init__(
+        self, phase: PhaseConfig, steps: int, decoder: Sequence[Any], encoder: Sequence[Any] = ()
+    ) -> None:
+        super().__init__(name="updater")
+        self.phase, self.groups = phase, [list(decoder), list(encoder)]
+        rates = (phase.learning_rate, phase.encoder_learning_rate)
+        self.schedules = [PhaseSchedule(phase, rate, steps) for rate in rates]
+        self.optimizers = [load_optimizer(phase, schedule) for schedule in self.schedules]
+        for optimizer, variables in zip(self.optimizers, self.groups, strict=True):
+            if variables:
+                optimizer.build(variables)
+        self.averages = (
+            [tf.Variable(v, trainable=False) for v in self.variables_trained] if phase.average else []
+        )
+
+    @property
+    def variables_trained(self) -> list[Any]:
+        """Every variable this updater changes, decoder first."""
+        return self.groups[0] + self.groups[1]
+
+    def apply(self, gradients: Sequence[Any]) -> Any:
+        """Clip by global norm, step both optimisers, follow with the averages; returns the norm before clipping."""
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
+        norm = tf.linalg.global_norm(gradients)
+        if self.phase.clip_norm:  # most steps need no clipping: spare them a pass over all gradients
+            gradients = tf.cond(
+                norm > self.phase.clip_norm,
+                lambda: [g * (self.phase.clip_norm / norm) for g in gradients],
+                lambda: gradients,
+            )
+        split = len(self.groups[0])
+        for optimizer, part, variables in zip(
+            self.optimizers, (gradients[:split], gradients[split:]), self.groups, strict=True
+        ):
+            if variables:
+                optimizer.apply(part, variables)
+        if self.averages:
+            self._follow()
+        return norm
+
+    def _follow(self) -> None:
+        """Exponential moving average; young averages forget faster, so that the first steps weigh little."""
+        step = tf.cast(self.optimizers[0 if self.groups[0] else 1].iterations, tf.float32)
+        decay = tf.minimum(self.phase.average, (1 + step) / (10 + step))
+        for average, variable in zip(self.averages, self.variables_trained, strict=True):
+            average.assign_sub((1 - decay) * (average - variable))
+
+    def learning_rate(self) -> float:
+        """The decoder's present rate (the encoder's, if it alone is trained)."""
+        index = 0 if self.groups[0] else 1
+        return float(self.schedules[index](self.optimizers[index].iterations))
+
+    def swap_averages(self) -> None:
+        """Exchange the weights with their averages; call again to exchange back."""
+        for average, variable in zip(self.averages, self.variables_trained, strict=True):
+            value = tf.identity(tf.convert_to_tensor(variable))
+            variable.assign(average)
+            average.assign(value)

@@ -1,0 +1,230 @@
+"""One step of training, compiled: a batch in, changed weights and figures out.
+
+The same step serves every phase: cached features or pictures, encoder trained or not, cross entropy or reward.
+Randomness comes from (seed, step) alone.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from captioner.config import Config, PhaseConfig
+from captioner.decoder import CaptionDecoder
+from captioner.encoders import Encoder
+from captioner.errors import ConfigError, unknown_name
+from captioner.losses import caption_loss, reward_loss
+from captioner.optimisers import Updater
+from captioner.recurrence import Tensor
+from captioner.rewards import CaptionReward
+from captioner.search import SearchOptions, sample
+from captioner.vocabulary import END, START
+
+
+class Figures(NamedTuple):
+    """Sums over the real words of one or more batches; `reward` is the sum of rewards over `samples`."""
+
+    nats: float = 0.0
+    correct: float = 0.0
+    words: float = 0.0
+    captions: float = 0.0
+    reward: float = 0.0
+    samples: float = 0.0
+
+    def plus(self, other: Figures) -> Figures:
+        """The two added up."""
+        return Figures(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Steps:
+    """The compiled steps of a phase.
+
+    Args:
+        config: seed, encoder and decoding limits.
+        phase: objective and what is trained.
+        decoder: trained if the phase says so.
+        encoder: likewise; looks at pixels where the batches hold pixels.
+        updater: of the variables in `trained_variables`.
+    """
+
+    def __init__(
+        self, config: Config, phase: PhaseConfig, decoder: CaptionDecoder, encoder: Encoder, updater: Updater
+    ) -> None:
+        self.config, self.phase = config, phase
+        self.decoder, self.encoder, self.updater = decoder, encoder, updater
+        # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like any network.
+        self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
+        self._train = tf.function(self._train_graph, reduce_retracing=True, autograph=False)
+        self._dev = tf.function(self._dev_graph, reduce_retracing=True, autograph=False)
+        self._sample = tf.function(self._sample_graph, reduce_retracing=True, autograph=False)
+        self._reinforce = tf.function(self._reinforce_graph, reduce_retracing=True, autograph=False)
+
+    def train(self, batch: Any, step: int) -> Figures:
+        """One step of cross entropy (or a loss of one's own)."""
+        (inputs, words_in), words_out, weights = batch
+        seed = tf.constant([self.config.seed, step], tf.int32)
+        figures = self._train(inputs, words_in, words_out, weights, seed)
+        captions = np.count_nonzero(weights[:, :, 0])
+        return Figures(*(float(x) for x in figures), captions=captions)
+
+    def reinforce(self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward) -> Figures:
+        """One step of self-critical training: sample, score, follow the advantages."""
+        (inputs, words_in), words_out, weights = batch
+        seed = tf.constant([self.config.seed, step], tf.int32)
+        cells, words, lengths = self._sample(inputs, seed)
+        advantages, mean = reward(pictures, words.numpy(), lengths.numpy())
+        looked_at = inputs if "encoder" in self.phase.trains else cells  # a frozen encoder looks once
+        references = (words_in, words_out, weights)
+        figures = self._reinforce(looked_at, words, lengths, advantages / 100, references, seed)
+        count = float(lengths.shape[0] * lengths.shape[1])
+        return Figures(*(float(x) for x in figures), captions=count, reward=mean * count, samples=count)
+
+    def dev(self, batch: Any) -> Figures:
+        """Teacher-forced figures without any change."""
+        (inputs, words_in), words_out, weights = batch
+        figures = self._dev(inputs, words_in, words_out, weights)
+        return Figures(*(float(x) for x in figures), captions=np.count_nonzero(weights[:, :, 0]))
+
+    # Graphs.
+
+    def _train_graph(
+        self, inputs: Tensor, words_in: Tensor, words_out: Tensor, weights: Tensor, seed: Tensor
+    ) -> Any:
+        variables = [
+            tf.convert_to_tensor(v) if not hasattr(v, "value") else v.value
+            for v in self.updater.variables_trained
+        ]
+        cells = inputs if "encoder" in self.phase.trains else self._cells(inputs, seed)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            if "encoder" in self.phase.trains:
+                cells = self._cells(inputs, seed)
+            packed = self.decoder.packed_logits(
+                (cells, words_in), words_out, weights, self._dropout_seed(seed)
+            )
+            loss = caption_loss(packed, self.phase)
+            objective = loss.objective + self._penalty()
+        self.updater.apply(tape.gradient(objective, variables))
+        return loss.nats, loss.correct, loss.words
+
+    def _sample_graph(self, inputs: Tensor, seed: Tensor) -> Any:
+        cells = self._cells(inputs, seed)
+        memory = self.decoder.prepare(cells)
+        options = SearchOptions(
+            beam=1,
+            max_words=self.config.decode.max_words,
+            temperature=self.phase.temperature,
+            return_attention=False,
+        )
+        found = sample(
+            lambda words, state: self.decoder.step(words, state, memory),
+            self.decoder.initial_state(memory),
+            pictures=tf.shape(cells)[0],
+            samples=self.phase.samples,
+            options=options,
+            seed=seed,
+        )
+        return cells, found.words, found.lengths
+
+    def _reinforce_graph(
+        self,
+        inputs: Tensor,
+        words: Tensor,
+        lengths: Tensor,
+        advantages: Tensor,
+        references: Any,
+        seed: Tensor,
+    ) -> Any:
+        variables = [v.value if hasattr(v, "value") else v for v in self.updater.variables_trained]
+        words_in, words_out, mask = _as_batch(words, lengths)
+        weights = mask * tf.cast(advantages, tf.float32)[:, :, None]  # (B, K, T + 1)
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(variables)
+            cells = self._cells(inputs, seed)
+            packed = self.decoder.packed_logits(
+                (cells, words_in), words_out, weights, self._dropout_seed(seed)
+            )
+            objective = reward_loss(packed, tf.reduce_sum(mask)) + self._penalty()
+            if self.phase.cross_entropy:
+                packed = self.decoder.packed_logits(
+                    (cells, references[0]), *references[1:], self._dropout_seed(seed)
+                )
+                loss = caption_loss(packed, self.phase)
+                objective += self.phase.cross_entropy * loss.objective
+        self.updater.apply(tape.gradient(objective, variables))
+        if self.phase.cross_entropy:
+            return loss.nats, loss.correct, loss.words
+        return tf.constant(0.0), tf.constant(0.0), tf.constant(0.0)
+
+    def _dev_graph(self, inputs: Tensor, words_in: Tensor, words_out: Tensor, weights: Tensor) -> Any:
+        cells = self._cells(inputs, None)
+        packed = self.decoder.packed_logits((cells, words_in), words_out, weights)
+        loss = caption_loss(packed, _plain(self.phase))
+        return loss.nats, loss.correct, loss.words
+
+    def _cells(self, inputs: Tensor, seed: Tensor | None) -> Tensor:
+        """(B, P, C) float32 of a batch of features, or of pixels that the encoder looks at."""
+        if len(inputs.shape) == 3:
+            return tf.cast(inputs, tf.float32)
+        training = self._cnn_training and seed is not None
+        if training:
+            self.encoder.reseed(seed[0], seed[1])
+        grid = self.encoder.model(tf.cast(inputs, tf.float32), training=training)  # (B, h, w, C)
+        return tf.reshape(tf.cast(grid, tf.float32), [-1, self.encoder.cells, self.encoder.channels])
+
+    def _dropout_seed(self, seed: Tensor) -> Tensor | None:
+        return seed if self.phase.dropout else None
+
+    def _penalty(self) -> Tensor:
+        """Weight regularisation of what is trained."""
+        total = tf.add_n(self.decoder.losses) if self.decoder.losses else tf.constant(0.0)
+        strength = self.config.encoder.l2
+        if strength and self.updater.groups[1]:
+            total += strength * tf.add_n([tf.reduce_sum(tf.square(v)) for v in self.updater.groups[1]])
+        return total
+
+
+def trained_variables(
+    phase: PhaseConfig, decoder: CaptionDecoder, encoder: Encoder
+) -> tuple[list[Any], list[Any]]:
+    """The decoder's and the encoder's variables that a phase changes.
+
+    Raises:
+        ConfigError: `encoder_from` is no layer of the encoder.
+    """
+    own = list(decoder.trainable_variables) if "decoder" in phase.trains else []
+    if "encoder" not in phase.trains:
+        return own, []
+    layers = encoder.model.layers
+    names = [layer.name for layer in layers]
+    start = 0
+    if phase.encoder_from:
+        if phase.encoder_from not in names:
+            raise ConfigError(
+                unknown_name(
+                    "encoder layer",
+                    phase.encoder_from,
+                    [n for n, la in zip(names, layers, strict=True) if la.weights],
+                )
+            )
+        start = names.index(phase.encoder_from)
+    return own, [v for layer in layers[start:] for v in layer.trainable_variables]
+
+
+def _as_batch(words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples (B, K, T) as words_in, words_out and mask (B, K, T + 1); those cut off get no end word."""
+    T = tf.shape(words)[2]
+    start = tf.fill([*tf.unstack(tf.shape(words)[:2]), 1], START)
+    lengths = lengths[:, :, None]
+    words_in = tf.concat([start, words], 2)
+    words_out = tf.pad(words, [[0, 0], [0, 0], [0, 1]])
+    place = tf.range(T + 1)[None, None]
+    words_out = tf.where(place == lengths, END, words_out)
+    real = place < tf.minimum(lengths + 1, T)
+    return tf.where(real, words_in, 0), tf.where(real, words_out, 0), tf.cast(real, tf.float32)
+
+
+def _plain(phase: PhaseConfig) -> PhaseConfig:
+    return PhaseConfig(label_smoothing=0.0, objective="cross_entropy", epochs=phase.epochs)

@@ -1,0 +1,107 @@
+"""Losses: nats per real word, whatever the padding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from captioner.config import DecoderConfig, PhaseConfig
+from captioner.decoder import CaptionDecoder
+from captioner.errors import ConfigError
+from captioner.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
+
+V = 9
+
+
+def half_of(logits, words, weights):
+    """A loss of one's own: half the cross entropy."""
+    return 0.5 * tf.reduce_mean(cross_entropy(logits, words, 0.0)[0] * weights)
+
+
+def packed(extra_padding: int = 0, **config):
+    decoder = CaptionDecoder(DecoderConfig(units=8, embedding=4, **config), vocabulary_size=V, channels=3)
+    words_in = np.array([[[2, 4, 5, 6], [2, 7, 0, 0]]], "int32")
+    words_out = np.array([[[4, 5, 6, 3], [7, 3, 0, 0]]], "int32")
+    pad = [(0, 0), (0, 0), (0, extra_padding)]
+    words_in, words_out = np.pad(words_in, pad), np.pad(words_out, pad)
+    grids = np.random.default_rng(0).normal(size=(1, 5, 3)).astype("float32")
+    return decoder.packed_logits((grids, words_in), words_out, (words_out > 0).astype("float32"))
+
+
+def test_uniform_logits_give_log_v():
+    smoothed, plain, hit = cross_entropy(tf.zeros([2, V]), tf.constant([4, 3]), 0.1)
+    np.testing.assert_allclose(plain, np.log(V), rtol=1e-6)
+    np.testing.assert_allclose(smoothed, np.log(V), rtol=1e-6)
+    assert hit.numpy().tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+def test_cross_entropy_and_its_gradient_are_those_of_log_softmax(smoothing):
+    rng = np.random.default_rng(3)
+    logits = tf.constant(rng.normal(size=(6, V)) * 5, tf.float32)
+    words, weighting = tf.constant([0, 1, 2, 3, 4, 8]), tf.range(6.0)
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(logits)
+        log_p = tf.nn.log_softmax(logits)
+        target = tf.gather(log_p, words, batch_dims=1)
+        expected = -(1 - smoothing) * target - smoothing * tf.reduce_mean(log_p, -1)
+        found, plain, _ = cross_entropy(logits, words, smoothing)
+        expected_sum, found_sum = (tf.reduce_sum(x * weighting) for x in (expected, found))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(plain, -target, rtol=1e-5, atol=1e-6)
+    slopes = [tape.gradient(x, logits) for x in (found_sum, expected_sum)]
+    np.testing.assert_allclose(slopes[0], slopes[1], atol=1e-6)
+
+
+def test_a_certain_model_that_is_wrong_has_a_finite_loss():
+    _, nats, _ = cross_entropy(tf.constant([[200.0, 0.0]]), tf.constant([1]), 0.0)
+    assert float(nats[0]) == pytest.approx(200.0)
+
+
+def test_more_padding_same_loss():
+    phase = PhaseConfig()
+    short, long = (caption_loss(packed(extra), phase) for extra in (0, 7))
+    assert float(short.words) == float(long.words) == 6
+    assert float(short.objective) == pytest.approx(float(long.objective), rel=1e-6)
+
+
+def test_the_mean_is_over_real_words():
+    batch = packed()
+    plain = caption_loss(batch, PhaseConfig(label_smoothing=0.0))
+    assert float(plain.objective) == pytest.approx(float(plain.nats) / 6, rel=1e-6)
+
+
+def test_coverage_is_zero_where_each_cell_is_looked_at_once():
+    # two words, one caption, two cells: each word looks at one of them
+    attention = tf.constant([[[1.0, 0.0]], [[0.0, 1.0]]])  # (S, R, P)
+    place = tf.constant([[0, 0], [1, 0]], tf.int64)
+    assert float(coverage(attention, place)) == 0
+    assert float(coverage(attention[:1], place[:1])) == 0.5
+    phase = PhaseConfig(coverage=2.0)
+    extra = caption_loss(packed(), phase).objective - caption_loss(packed(), PhaseConfig()).objective
+    assert float(extra) > 0
+
+
+def test_a_reward_pushes_words_up_and_a_penalty_down():
+    batch = packed()
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(batch.logits)
+        rewarded = reward_loss(batch._replace(weights=tf.ones(6)), tf.constant(6.0))
+        punished = reward_loss(batch._replace(weights=-tf.ones(6)), tf.constant(6.0))
+    up, down = tape.gradient(rewarded, batch.logits), tape.gradient(punished, batch.logits)
+    first = int(batch.words[0])
+    assert float(up[0, first]) < 0 < float(down[0, first])
+
+
+def test_a_loss_of_ones_own():
+    phase = PhaseConfig(objective="tests.test_losses:half_of")
+    own = caption_loss(packed(), phase).objective
+    assert float(own) == pytest.approx(
+        0.5 * float(caption_loss(packed(), PhaseConfig(label_smoothing=0.0)).objective)
+    )
+
+
+def test_an_unknown_loss_names_the_nearest():
+    with pytest.raises(ConfigError, match='did you mean "cross_entropy"'):
+        load_loss("crossentropy")
