@@ -38,9 +38,9 @@ def words_of(text: str) -> list[str]:
     if text.isascii():
         text = text.lower().translate(_CHARACTERS)
     else:
-        # Once more after lower(): a few capitals have a lower-case form that NFKC would change again.
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).lower())
-        text = _SPACELESS.sub(r" \g<0> ", text.translate(_CHARACTERS))
+        text = unicodedata.normalize("NFKC", text).lower().translate(_CHARACTERS)
+        # Once more: lower() and characters left out can leave marks in an order that NFKC would change again.
+        text = _SPACELESS.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
     words: list[str] = []
     for chunk in text.split():
         words.extend(_words_in(chunk))
@@ -245,9 +245,9 @@ def _words_in(chunk: str) -> tuple[str, ...]:
 
 
 def _english_parts(word: str) -> list[str]:
-    if word == "cannot":
-        return ["can", "not"]
-    for tail in _ENGLISH_TAILS:
-        if word.endswith(tail) and len(word) > len(tail):
-            return [word.removesuffix(tail), tail]
-    return [word]
+    tails: list[str] = []
+    while tail := next((end for end in _ENGLISH_TAILS if word.endswith(end) and word != end), ""):
+        word = word.removesuffix(tail).strip(_INNER)
+        tails.append(tail)
+    stem = ["can", "not"] if word == "cannot" else [word]
+    return [part for part in (*stem, *reversed(tails)) if part]
