@@ -19,7 +19,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import captioner
 from captioner.best import read_best, read_info, save_best
@@ -28,9 +28,6 @@ from captioner.errors import ConfigError, RunError
 from captioner.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
 from captioner.manifests import REMEDY, check, entries, read_manifest, write_manifest
 from captioner.vocabulary import Vocabulary
-
-if TYPE_CHECKING:
-    from captioner.latest import Latest
 
 FORMAT = 1
 CONFIG, VOCABULARY, ENCODER, SPLITS = "config.json", "vocabulary.txt", "encoder.json", "splits.json"
@@ -124,7 +121,7 @@ class Run:
             RunError: another process is training in it.
         """
         with lock(self.folder):
-            for folder in (self.folder, self.folder / BEST, self.folder / LATEST):
+            for folder in (self.folder, self.folder / BEST):
                 remove_leftovers(folder)
             yield
 
@@ -211,18 +208,6 @@ class Run:
         )
         decoder.load_weights_dict(_part(arrays, "decoder/"))
         return decoder, encoder
-
-    # Where training goes on.
-
-    def manager(self, trackables: Mapping[str, Any], max_to_keep: int = 2) -> Latest:
-        """The resumable checkpoints of these objects: `save()` and `restore()`."""
-        from captioner.latest import Latest
-
-        return Latest(self.folder / LATEST, trackables, max_to_keep)
-
-    def restore_latest(self, trackables: Mapping[str, Any]) -> Path | None:
-        """Gives the objects the values of the newest complete checkpoint; None: there is none yet."""
-        return self.manager(trackables).restore()
 
     def info(self) -> dict[str, Any]:
         """What `captioner info` shows; plain values."""

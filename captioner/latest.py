@@ -27,7 +27,7 @@ class Latest:
     """The newest few checkpoints of one set of objects.
 
     Args:
-        folder: `latest/` of a run.
+        folder: `latest/` of a run, or a part of it.
         trackables: name to object; models and optimisers already built, so that every value has its place.
         max_to_keep: complete checkpoints that stay.
 
@@ -100,11 +100,10 @@ class Latest:
     def _manager(self) -> Any:
         # One more than is kept: the manager removes the oldest before the manifest of the newest is written.
         # A new manager a save: it must not hold on to what another process or `_prune` has removed.
-        state = self.folder / "checkpoint"
         try:
             tf.train.get_checkpoint_state(str(self.folder))
-        except UnicodeDecodeError:
-            state.unlink()  # damaged; nothing is restored by it, and it is written anew with each save
+        except ValueError:  # damaged; nothing here is restored by it, and it is written anew with each save
+            (self.folder / "checkpoint").unlink()
         return tf.train.CheckpointManager(
             self._checkpoint, str(self.folder), max_to_keep=self.max_to_keep + 1, checkpoint_name="ckpt"
         )
@@ -132,7 +131,7 @@ class Latest:
                 reader.get_tensor(name)
         except RunError as error:
             return str(error).split(";")[0]
-        except (tf.errors.OpError, ValueError) as error:
+        except (tf.errors.OpError, ValueError, LookupError, RuntimeError) as error:  # all of them from damage
             return str(error).splitlines()[0]
         return None
 

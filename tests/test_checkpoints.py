@@ -210,6 +210,36 @@ def test_weights_of_another_run_are_refused(run: Run, tmp_path: Path) -> None:
         Run.open(other.folder)
 
 
+def test_the_networks_come_back_from_the_folder_alone(tmp_path: Path) -> None:
+    from captioner.decoder import CaptionDecoder
+    from captioner.encoders import load_encoder
+
+    encoder = load_encoder("small_cnn", weights="none", size=32, seed=3)
+    decoder = CaptionDecoder(CONFIG.decoder, vocabulary_size=len(VOCABULARY), channels=encoder.channels, seed=3)
+    run = Run.create(tmp_path / "run", CONFIG, VOCABULARY, encoder)
+    run.save_best(decoder, encoder, {"epoch": 1})
+    decoder_again, encoder_again = Run.open(run.folder).load_best()
+
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    features = encoder.encode(pixels)
+    np.testing.assert_array_equal(encoder_again.encode(pixels), features)
+    words = np.array([[[2, 4, 5, 0]], [[2, 6, 0, 0]]], np.int32)
+    np.testing.assert_array_equal(decoder_again((features, words)), decoder((features, words)))
+
+
+def test_an_encoder_that_has_changed_since_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from captioner.encoders import Encoder, load_encoder
+
+    encoder = load_encoder("small_cnn", weights="none", size=32)
+    run = Run.create(tmp_path / "run", CONFIG, VOCABULARY, encoder)
+    run.save_best(network(kernel=[1.0]), encoder, {})
+    monkeypatch.setattr(Encoder, "channels", property(lambda _: 7, lambda *_: None), raising=False)
+    with pytest.raises(RunError, match=r"small_cnn had channels \d+, in this version .* has 7; use version"):
+        run.load_best()
+
+
 @pytest.mark.parametrize(("stopped_at", "expected"), [("weights.safetensors", 1), ("best.json", 2)])
 def test_stopped_inside_a_save_the_best_is_whole(
     run: Run, monkeypatch: pytest.MonkeyPatch, stopped_at: str, expected: int

@@ -15,11 +15,11 @@ PACKAGE = ROOT / "captioner"
 
 # A module imports only from modules that stand after it.
 ORDER = [
-    *("cli", "train", "machine", "evaluate", "plots", "predict", "checkpoints", "best", "latest", "steps"),
-    *("losses", "rewards", "batches", "augment", "decoder", "recurrence", "features", "encoders", "backbones"),
-    *("optimisers", "search", "metrics", "cider", "scenes", "phrases", "images"),
-    *("summaries", "datasets", "readers", "listings", "vocabulary"),
-    *("config", "manifests", "progress", "files", "errors"),
+    *("cli", "train", "signals", "evaluate", "plots", "predict", "checkpoints", "best", "latest", "steps"),
+    *("losses", "rewards", "batches", "augment", "decoder", "recurrence", "features", "shards"),
+    *("encoders", "backbones", "optimisers", "search"),
+    *("metrics", "cider", "scenes", "phrases", "images", "summaries", "datasets", "readers", "listings"),
+    *("vocabulary", "config", "machine", "manifests", "progress", "files", "errors"),
 ]
 # What the command line may load before a command begins to compute.
 LIGHT = [

@@ -171,7 +171,7 @@ def test_models_and_optimisers_come_back(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None:
     filled(tmp_path, saves=2, keep=2)
     before = sorted(os.listdir(tmp_path))
-    big = {"weights": tf.Variable(tf.fill([1000], 7.0)), "step": tf.Variable(7), "more": tf.Variable(tf.ones(100_000))}
+    big = {**state_of(7), "more": tf.Variable(tf.ones(100_000))}
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
