@@ -90,7 +90,9 @@ def evaluate(
     store = extract(split.records, captioner.encoder, quiet=quiet)
     records = [record for record in split.records if record.id in store]
     if not records:
-        raise DataError(f"{data}: not one picture of {plan.split} could be read; first: {store.failures[0].reason}")
+        raise DataError(
+            f"{data}: not one picture of {plan.split} could be read; first: {store.failures[0].reason}"
+        )
     captions, rate = _caption(captioner, store, records, plan=plan, quiet=quiet)
     known = training_captions(data, format=plan.format, made=made)
     references = [record.captions for record in records]
@@ -104,7 +106,9 @@ def evaluate(
         "protocol": {
             **_setting(opened, split, plan=plan, captioner=captioner),
             **protocol(references),
-            "novel": f"against the {len(known)} training captions beside it" if known else "no training captions known",
+            "novel": f"against the {len(known)} training captions beside it"
+            if known
+            else "no training captions known",
             "shuffled": "each caption judged against another picture's references",
             "images_per_second": "search from cached features; reading pictures and the CNN not counted",
         },
@@ -205,7 +209,12 @@ def training_captions(
 
 
 def _caption(
-    captioner: Captioner, store: FeatureStore, records: Sequence[CaptionedImage], *, plan: Protocol, quiet: bool
+    captioner: Captioner,
+    store: FeatureStore,
+    records: Sequence[CaptionedImage],
+    *,
+    plan: Protocol,
+    quiet: bool,
 ) -> tuple[list[Caption], float]:
     """Captions of all records, and how many a second after the graph was traced."""
     ids = [record.id for record in records]
@@ -240,7 +249,12 @@ def _write(
 ) -> None:
     lines = [
         json_text(
-            {"id": record.id, "path": str(record.path), "caption": caption.text, "score": round(caption.score, 5)}
+            {
+                "id": record.id,
+                "path": str(record.path),
+                "caption": caption.text,
+                "score": round(caption.score, 5),
+            }
         )
         for record, caption in zip(records, captions, strict=True)
     ]

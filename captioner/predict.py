@@ -31,7 +31,9 @@ from captioner.machine import cores
 from captioner.search import SearchOptions, beam_search, sample
 from captioner.vocabulary import Vocabulary
 
-ENCODE_BATCH = 8  # pictures a pass through the CNN: near its full speed, and one picture alone waits for no more
+ENCODE_BATCH = (
+    8  # pictures a pass through the CNN: near its full speed, and one picture alone waits for no more
+)
 BATCHES_AHEAD = 2  # that the threads decode before the CNN asks for them
 
 
@@ -202,7 +204,8 @@ class Captioner:
             batch = features[part] if ids is None else features.read(names[part])
             found = self._search(np.asarray(batch), wanted)
             captions += [
-                dataclasses.replace(caption, path=name) for caption, name in zip(found, names[part], strict=True)
+                dataclasses.replace(caption, path=name)
+                for caption, name in zip(found, names[part], strict=True)
             ]
         return captions
 
@@ -211,7 +214,9 @@ class Captioner:
         cells = np.zeros((len(pixels), self.encoder.cells, self.encoder.channels), np.float16)
         for start in range(0, len(pixels), ENCODE_BATCH):
             batch = pixels[start : start + ENCODE_BATCH]
-            cells[start : start + len(batch)] = self.encoder.encode(_filled(batch, ENCODE_BATCH))[: len(batch)]
+            cells[start : start + len(batch)] = self.encoder.encode(_filled(batch, ENCODE_BATCH))[
+                : len(batch)
+            ]
         return cells
 
     # From pictures.

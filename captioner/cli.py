@@ -1,0 +1,68 @@
+"""The command `captioner`: parses what was typed, runs one function of `commands`, says what went wrong.
+
+In: arguments. Out: text on stdout, narration and errors on stderr, an exit code: 0 all well, 1 some pictures failed,
+2 wrong use or bad input, 130 stopped with Ctrl-C. Loads nothing slow: help and wrong use answer at once.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from captioner.errors import CaptionerError
+from captioner.usage import parse
+
+GREETING = """\
+captioner: a picture goes in, a sentence comes out.
+
+  captioner caption dog.jpg                    describe a picture
+  captioner sample scenes                      draw a small data set to try things on
+  captioner data scenes --sheet sheet.png      look at a data set
+  captioner train scenes --data scenes --run runs/scenes
+  captioner evaluate --run runs/scenes --data scenes --out runs/scenes/test
+
+`captioner COMMAND --help` explains a command; `captioner --help` lists all."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and gives its exit code; every error that a user can mend is one sentence on stderr."""
+    _use_utf8()
+    try:
+        return _run(list(sys.argv[1:] if arguments is None else arguments))
+    except CaptionerError as error:
+        stopped = error.exit_code > 128  # by a signal, as asked: nothing is wrong
+        print(str(error) if stopped else f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "stopped (Ctrl-C); files already written are whole, the same command does the rest",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as end:  # argparse, after --help and --version
+        return int(end.code or 0)
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        print(GREETING)
+        return 0
+    parsed = parse(arguments)
+    from captioner import commands  # brings Pillow and NumPy: not for `--help`
+
+    code: int = getattr(commands, parsed.command)(parsed)
+    sys.stdout.flush()  # here, where a broken pipe is still caught
+    return code
+
+
+def _use_utf8() -> None:
+    # Captions are in any language, file names may not even be Unicode: whatever the locale, printing succeeds.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
