@@ -166,26 +166,26 @@ def draw(scene: Scene, rng: random.Random, *, size: int = 96) -> Image.Image:
 def _placed(scene: Scene, rng: random.Random) -> Iterator[tuple[Thing, tuple[float, float], float]]:
     """Each single shape with its centre and radius, those behind first."""
 
-    def near(x: float, y: float, by: float = 0.03) -> tuple[float, float]:
+    def near(x: float, y: float, by: float = 0.02) -> tuple[float, float]:
         return x + rng.uniform(-by, by), y + rng.uniform(-by, by)
 
     def radius(thing: Thing) -> float:
-        return rng.uniform(0.11, 0.125) if thing.size == "small" else rng.uniform(0.18, 0.205)
+        return rng.uniform(0.105, 0.12) if thing.size == "small" else rng.uniform(0.17, 0.185)
 
     first = scene.things[0]
     if scene.kind == "place":
-        yield first, near(*_PLACES[scene.place]), radius(first)
+        yield first, near(*_PLACES[scene.place], by=0.03), radius(first)
     elif scene.kind == "count":
         each = radius(first)
         for x, y in rng.choice(_GROUPS[first.count]):
             yield first, near(x, y), each
     elif scene.kind == "inside":
-        centre = near(0.5, 0.5, by=0.06)
-        yield scene.things[1], centre, rng.uniform(0.33, 0.37)
-        yield first, near(*centre, by=0.01), rng.uniform(0.11, 0.12)
+        centre = near(0.5, 0.5, by=0.05)
+        yield scene.things[1], centre, rng.uniform(0.31, 0.35)
+        yield first, near(*centre, by=0.01), rng.uniform(0.105, 0.12)
     else:
         shift = rng.uniform(-0.08, 0.08)
-        for thing, along in zip(scene.things, (0.27, 0.73), strict=True):
+        for thing, along in zip(scene.things, (0.26, 0.74), strict=True):
             x, y = near(along, 0.5 + shift)
             yield thing, (x, y) if scene.kind == "beside" else (y, x), radius(thing)
 
@@ -193,7 +193,7 @@ def _placed(scene: Scene, rng: random.Random) -> Iterator[tuple[Thing, tuple[flo
 _PLACES = dict(zip(PLACES, ((0.5, 0.5), (0.27, 0.27), (0.73, 0.27), (0.27, 0.73), (0.73, 0.73)), strict=True))
 _GROUPS = {
     2: (((0.3, 0.5), (0.7, 0.5)), ((0.5, 0.3), (0.5, 0.7)), ((0.32, 0.34), (0.68, 0.66))),
-    3: (((0.2, 0.5), (0.5, 0.5), (0.8, 0.5)), ((0.5, 0.28), (0.29, 0.67), (0.71, 0.67))),
+    3: (((0.19, 0.5), (0.5, 0.5), (0.81, 0.5)), ((0.5, 0.28), (0.29, 0.67), (0.71, 0.67))),
     4: (((0.3, 0.3), (0.7, 0.3), (0.3, 0.7), (0.7, 0.7)), ((0.5, 0.2), (0.2, 0.5), (0.8, 0.5), (0.5, 0.8))),
 }
 

@@ -1,0 +1,371 @@
+"""Data sets as people hand them about: each format in its smallest form, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import json
+import time
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from captioner.datasets import DATASETS, CaptionedImage, draw_splits, load_split
+from captioner.errors import ConfigError, DataError
+from captioner.listings import Problems
+from captioner.summaries import summarise
+
+Maker = Callable[[Path], str]  # writes a data set into a folder, returns the format expected
+
+
+def put_as(folder: Path, name: str, text: str = "") -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def pictures(folder: Path, *names: str) -> None:
+    """Empty files: no reader opens a picture."""
+    for name in names:
+        put_as(folder, name)
+
+
+def six_lines(pattern: str) -> str:
+    """Two captions for each of three animals."""
+    return "".join(
+        pattern.format(name=name, number=number) + "\n" for name in ("cat", "dog", "owl") for number in (0, 1)
+    )
+
+
+def flickr8k(root: Path) -> str:
+    put_as(root, "Flickr8k.token.txt", six_lines("{name}.jpg#{number}\tA {name} , number {number} ."))
+    for split, name in (("train", "cat"), ("dev", "dog"), ("test", "owl")):
+        put_as(root, f"Flickr_8k.{split}Images.txt", f"{name}.jpg\n")
+    pictures(root, "images/cat.jpg", "images/dog.jpg", "images/owl.jpg")
+    return "flickr8k"
+
+
+def flickr8k_as_distributed(root: Path) -> str:
+    flickr8k(root)
+    (root / "images").rename(root / "Flicker8k_Dataset")
+    (root / "Flickr8k_text").mkdir()
+    for path in root.glob("*.txt"):
+        path.rename(root / "Flickr8k_text" / path.name)
+    return "flickr8k"
+
+
+def flickr8k_csv(root: Path) -> str:
+    flickr8k(root)
+    (root / "Flickr8k.token.txt").unlink()
+    rows = six_lines('{name}.jpg,"A {name} , number {number} ."')
+    put_as(root, "captions.txt", "image,caption\n" + rows)
+    (root / "images").rename(root / "Images")
+    return "flickr8k"
+
+
+def flickr30k(root: Path) -> str:
+    flickr8k(root)
+    (root / "Flickr8k.token.txt").unlink()
+    for path in root.glob("*Images.txt"):
+        path.unlink()
+    rows = six_lines("{name}.jpg| {number}| A {name} , number {number} .")
+    put_as(root, "results.csv", "image_name| comment_number| comment\n" + rows)
+    for split, name in (("train", "cat"), ("val", "dog"), ("test", "owl")):
+        put_as(root, f"{split}.txt", f"{name}\n")  # no suffix
+    (root / "images").rename(root / "flickr30k_images")
+    return "flickr8k"
+
+
+def karpathy(root: Path) -> str:
+    images: list[dict[str, Any]] = []
+    for split, name in (("restval", "cat"), ("val", "dog"), ("test", "owl")):
+        sentences = [{"raw": f"A {name} , number 0 ."}, {"tokens": ["A", name, ",", "number", "1", "."]}]
+        image = {"filename": f"{name}.jpg", "filepath": "val2014", "split": split, "sentences": sentences}
+        images.append(image)
+    put_as(root, "dataset_coco.json", json.dumps({"images": images, "dataset": "coco"}))
+    pictures(root, "val2014/cat.jpg", "val2014/dog.jpg", "val2014/owl.jpg")
+    return "karpathy"
+
+
+def coco(root: Path) -> str:
+    for split, name in (("train", "cat"), ("val", "dog"), ("test", "owl")):
+        annotations = [{"image_id": 7, "caption": f"A {name} , number {number} ."} for number in (0, 1)]
+        data = {"images": [{"id": 7, "file_name": f"{name}.jpg"}], "annotations": annotations}
+        put_as(root, f"annotations/captions_{split}2017.json", json.dumps(data))
+        pictures(root, f"{split}2017/{name}.jpg")
+    return "coco"
+
+
+def csv_with_splits(root: Path) -> str:
+    rows = [
+        f'{name}.jpg,"A {name} , number {number} .",{split}'
+        for split, name in (("train", "cat"), ("val", "dog"), ("test", "owl"))
+        for number in (0, 1)
+    ]
+    put_as(root, "captions.csv", "\ufeffImage,Caption,Split\r\n" + "\r\n".join(rows))
+    pictures(root, "cat.jpg", "dog.jpg", "owl.jpg")
+    return "csv"
+
+
+def tsv_files(root: Path) -> str:
+    for split, name in (("train", "cat"), ("dev", "dog"), ("test", "owl")):
+        rows = [f"{name}.jpg\tA {name} , number {number} .\n" for number in (0, 1)]
+        put_as(root, f"{split}.tsv", "image\tcaption\n" + "".join(rows))
+    pictures(root, "images/cat.jpg", "images/dog.jpg", "images/owl.jpg")
+    return "csv"
+
+
+def jsonl(root: Path) -> str:
+    rows = [
+        {"file_name": f"{name}.jpg", "text": [f"A {name} , number {n} ." for n in (0, 1)], "split": split}
+        for split, name in (("train", "cat"), ("validation", "dog"), ("test", "owl"))
+    ]
+    put_as(root, "metadata.jsonl", "\n".join(map(json.dumps, rows)))
+    pictures(root, "cat.jpg", "dog.jpg", "owl.jpg")
+    return "jsonl"
+
+
+def imagefolder(root: Path) -> str:
+    for split, name in (("train", "cat"), ("validation", "dog"), ("test", "owl")):
+        rows = [{"file_name": "0.jpg", "text": f"A {name} , number {number} ."} for number in (0, 1)]
+        put_as(root, f"{split}/metadata.jsonl", "\n".join(map(json.dumps, rows)))
+        pictures(root, f"{split}/0.jpg")
+    return "jsonl"
+
+
+MAKERS: list[Maker] = [
+    *(flickr8k, flickr8k_as_distributed, flickr8k_csv, flickr30k),
+    *(karpathy, coco, csv_with_splits, tsv_files, jsonl, imagefolder),
+]
+
+
+@pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
+def test_every_form_is_recognised_and_read(make: Maker, tmp_path: Path) -> None:
+    format = make(tmp_path)
+    for split, animal in (("train", "cat"), ("dev", "dog"), ("test", "owl")):
+        loaded = load_split(tmp_path, split)
+        (record,) = loaded.records
+        assert record.captions == (f"A {animal} , number 0 .", f"A {animal} , number 1 .")
+        assert record.path.is_file()
+        assert not loaded.problems
+        assert loaded.made is None
+        assert load_split(tmp_path, split, format=format).records == loaded.records
+    assert len(load_split(tmp_path, "all").records) == 3
+    assert len({record.id for record in load_split(tmp_path, "all").records}) == 3
+    assert summarise(tmp_path).format == format
+
+
+def test_every_row_of_the_table_has_a_smallest_form(tmp_path: Path) -> None:
+    made = {DATASETS[make(tmp_path / make.__name__)].looks_for for make in MAKERS}
+    assert {reader.looks_for for reader in DATASETS.values()} == made
+
+
+@pytest.mark.parametrize("make", [flickr8k, coco, jsonl], ids=lambda make: make.__name__)
+def test_only_what_the_split_needs_must_be_there(make: Maker, tmp_path: Path) -> None:
+    make(tmp_path)
+    for pattern in ("*train*", "*dev*", "cat*", "dog*"):
+        for path in tmp_path.rglob(pattern):
+            if path.is_file():
+                path.unlink()
+    assert [record.path.name for record in load_split(tmp_path, "test").records] == ["owl.jpg"]
+
+
+def test_a_captions_file_may_be_named_instead_of_its_folder(tmp_path: Path) -> None:
+    coco(tmp_path)
+    file = tmp_path / "annotations" / "captions_val2017.json"
+    assert load_split(file, "dev").records[0].path == tmp_path / "val2017" / "dog.jpg"
+    with pytest.raises(DataError, match="no test split: the set has dev"):
+        load_split(file, "test")
+    put_as(tmp_path, "mine.txt", "cat.jpg#0\tA cat .\n")
+    pictures(tmp_path, "cat.jpg")
+    assert load_split(tmp_path / "mine.txt", "all").records == (
+        CaptionedImage("cat.jpg", tmp_path / "cat.jpg", ("A cat .",)),
+    )
+
+
+def test_what_is_wrong_is_counted_and_named(tmp_path: Path) -> None:
+    put_as(
+        tmp_path,
+        "set.token.txt",
+        "a.jpg#0\tA dog .\na.jpg#1\tA dog .\na.jpg#2\t .\nb.jpg.1#0\tNo picture .\nno tab here\nc.jpg#0\t\n",
+    )
+    put_as(tmp_path, "set_trainImages.txt", "a.jpg\na.jpg\nb.jpg.1\nc.jpg\nd.jpg\n")
+    put_as(tmp_path, "set_devImages.txt", "a.jpg\n")
+    pictures(tmp_path, "images/a.jpg", "images/c.jpg", "images/d.jpg", "images/e.jpg")
+    loaded = load_split(tmp_path, "train")
+    assert [(record.id, record.captions) for record in loaded.records] == [("a.jpg", ("A dog .", "A dog ."))]
+    assert loaded.problems.lines() == [
+        "lines not understood: 1 (set.token.txt:5)",
+        "pictures twice in set_trainImages.txt: 1 (a.jpg)",
+        "captions twice at one picture: 1 (a.jpg: A dog .)",
+        "empty captions: 2 (a.jpg, c.jpg)",
+        "missing pictures: 1 (b.jpg.1)",
+        "pictures without a caption: 2 (c.jpg, d.jpg)",
+    ]
+    said = "\n".join(summarise(tmp_path).lines())
+    assert "pictures in two splits: 1 (a.jpg (train, dev))" in said
+    assert "picture files without a caption: 2 (d.jpg, e.jpg)" in said
+
+
+def test_problems_keep_the_first_names_only() -> None:
+    problems = Problems()
+    for number in range(7):
+        problems.note("missing pictures", f"{number}.jpg")
+    assert problems.lines() == ["missing pictures: 7 (0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg, …)"]
+
+
+def test_splits_are_drawn_from_the_seed_and_stay_when_pictures_are_added() -> None:
+    ids = [f"{number}.jpg" for number in range(1000)]
+    splits = draw_splits(ids, seed=3)
+    assert [len(splits[name]) for name in ("train", "dev", "test")] == pytest.approx([800, 100, 100], abs=30)
+    more = draw_splits(ids + [f"new{number}.jpg" for number in range(500)], seed=3)
+    assert all(set(splits[name]) <= set(more[name]) for name in splits)
+    assert draw_splits(reversed(ids), seed=3)["dev"] == splits["dev"][::-1]
+    assert draw_splits(ids, seed=4)["dev"] != splits["dev"]
+    pinned = draw_splits(ids, seed=4, pinned=splits)
+    assert pinned == splits
+
+
+@pytest.mark.parametrize("count", range(3, 12))
+def test_no_drawn_split_is_empty(count: int) -> None:
+    for seed in range(20):
+        splits = draw_splits([f"{number}.jpg" for number in range(count)], seed=seed)
+        assert all(splits.values())
+        assert sum(map(len, splits.values())) == count
+
+
+def test_a_set_without_splits_gets_them_and_keeps_them(tmp_path: Path) -> None:
+    names = [f"{number}.jpg" for number in range(40)]
+    put_as(tmp_path, "captions.csv", "image,caption\n" + "".join(f"{name},a cat\n" for name in names))
+    pictures(tmp_path, *names)
+    train = load_split(tmp_path, "train", seed=1)
+    assert train.made is not None
+    assert [record.id for record in train.records] == train.made["train"]
+    assert sorted(name for members in train.made.values() for name in members) == sorted(names)
+    # Evaluated later with another seed, the run hands its splits back in.
+    assert load_split(tmp_path, "test", seed=9, made=train.made).made == train.made
+    assert summarise(tmp_path, seed=1).splits == {name: len(members) for name, members in train.made.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "format", "message"),
+    [
+        ("a.token.txt", "1 2 3\n", "auto", 'expected lines like "name.jpg#0<TAB>caption"'),
+        ("a.json", "{", "coco", "line 1: not JSON"),
+        ("a.json", "[1]", "coco", 'expected {"images"'),
+        ("a.json", '{"images": [{"filename": "a.jpg", "sentences": []}]}', "coco", "annotations"),
+        ("a.json", '{"images": [], "annotations": []}', "karpathy", "no usable picture"),
+        ("a.json", '{"images": [{"id": 1, "file_name": "a"}], "annotations": []}', "karpathy", "sentences"),
+        ("captions.csv", "a.jpg,A dog\n", "auto", "a first line that names the columns"),
+        ("captions.csv", 'image,caption\na.jpg,"open\n' + "x" * 200_000, "auto", "quotation mark"),
+        ("metadata.jsonl", "a.jpg A dog\n", "auto", 'expected lines like {"file_name"'),
+        ("captions.csv", "image,caption\nnone.jpg,a cat\n", "auto", "missing pictures: 1 (none.jpg)"),
+        ("captions.csv", "", "auto", "a first line that names the columns"),
+        ("nothing.md", "", "auto", "no captions found; there is nothing.md"),
+    ],
+)
+def test_a_broken_set_is_refused_in_one_sentence(
+    tmp_path: Path, name: str, text: str, format: str, message: str
+) -> None:
+    put_as(tmp_path, name, text)
+    root = tmp_path / name if format != "auto" else tmp_path
+    with pytest.raises(DataError) as caught:
+        load_split(root, "all", format=format)
+    assert message in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_wrong_use_is_told(tmp_path: Path) -> None:
+    flickr8k(tmp_path)
+    with pytest.raises(DataError, match='unknown split "tset"; did you mean "test"'):
+        load_split(tmp_path, "tset")
+    with pytest.raises(DataError, match='unknown data set format "flickr"; did you mean "flickr8k"'):
+        load_split(tmp_path, "test", format="flickr")
+    with pytest.raises(DataError, match="no such folder"):
+        load_split(tmp_path / "none", "test")
+    with pytest.raises(ConfigError, match="cannot import"):
+        load_split(tmp_path, "test", format="no_such_module_here:READER")
+    (tmp_path / "Flickr8k.token.txt").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(DataError, match="line 1: not UTF-8 text"):
+        load_split(tmp_path, "test")
+    for path in tmp_path.glob("*.txt"):
+        path.unlink()
+    (tmp_path / "images").rename(tmp_path / "empty")
+    with pytest.raises(DataError, match="no captions found; there is empty; looked for"):
+        load_split(tmp_path, "test")
+
+
+def test_several_unnamed_tables_are_not_guessed_at(tmp_path: Path) -> None:
+    put_as(tmp_path, "one.csv", "image,caption\na.jpg,a cat\n")
+    put_as(tmp_path, "two.csv", "image,caption\na.jpg,a dog\n")
+    pictures(tmp_path, "a.jpg")
+    with pytest.raises(DataError, match="give the captions file itself"):
+        load_split(tmp_path, "all")
+    assert load_split(tmp_path / "two.csv", "all").records[0].captions == ("a dog",)
+
+
+def test_a_reader_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    put_as(
+        tmp_path,
+        "my_reader.py",
+        "from captioner.listings import Reader, Source\n"
+        "def find(root): return [Source(root / 'list.mine')]\n"
+        "def parse(listing, source, split): listing.add('a.jpg', ['a cat'], 'test')\n"
+        "READER = Reader('list.mine', 'always test', find, parse)\n",
+    )
+    pictures(tmp_path, "list.mine", "a.jpg")
+    monkeypatch.syspath_prepend(tmp_path)
+    (record,) = load_split(tmp_path, "test", format="my_reader:READER").records
+    assert record.captions == ("a cat",)
+
+
+def test_tables_with_the_dirt_of_spreadsheets(tmp_path: Path) -> None:
+    text = 'image,caption\na.jpg,a cat, a dog\n\nb.jpg,"a ""big"" dog"\nc.jpg\nsub\\d.jpg,a cow\n'
+    (tmp_path / "captions.csv").write_bytes(text.encode("utf-16"))
+    pictures(tmp_path, "a.jpg", "b.jpg", "sub/d.jpg")
+    loaded = load_split(tmp_path, "all")
+    assert [record.captions for record in loaded.records] == [("a cat, a dog",), ('a "big" dog',), ("a cow",)]
+    assert loaded.problems.lines() == ["lines not understood: 1 (captions.csv:5)"]
+
+
+def test_pictures_are_found_in_a_folder_of_any_name_and_composed_names_too(tmp_path: Path) -> None:
+    put_as(tmp_path, "captions.tsv", "image\tcaption\n사진.jpg\t빨간 원이 있다\n")
+    pictures(tmp_path, unicodedata.normalize("NFD", "urlaub/사진.jpg"))
+    (record,) = load_split(tmp_path, "all").records
+    assert record.path.is_file()
+    assert record.captions == ("빨간 원이 있다",)
+
+
+def test_summary_in_figures(tmp_path: Path) -> None:
+    flickr8k(tmp_path)
+    summary = summarise(tmp_path)
+    assert summary.splits == {"train": 1, "dev": 1, "test": 1}
+    assert summary.captions_per_picture == {2: 3}
+    assert summary.words_per_caption == {4: 6}  # a, cat, number, 0
+    assert summary.growth == [(1, 4), (2, 5)]
+    assert summary.coverage[1] == (5, 1.0)
+    assert summary.coverage[2] == (3, 6 / 8)  # a, cat, number of the two training captions
+    assert not summary.problems
+    assert "splits: train 1, dev 1, test 1" in summary.lines()
+
+
+def test_looking_for_pictures_is_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = "".join(f"{number}.jpg,a cat\n" for number in range(20_000))
+    put_as(tmp_path, "captions.csv", "image,caption\n" + lines)
+    pictures(tmp_path, "images/0.jpg")
+    start_seconds = time.process_time()
+    loaded = load_split(tmp_path, "all")
+    assert time.process_time() - start_seconds < 2
+    assert loaded.problems.counts["missing pictures"] == 19_999
+
+
+def test_flickr8k_itself(flickr8k: Path) -> None:
+    assert len(load_split(flickr8k, "train").records) == 6000
+    assert len(load_split(flickr8k, "dev").records) == 1000
+    everything = load_split(flickr8k, "all")
+    assert len(everything.records) == 7091
+    assert set(everything.problems.names["missing pictures"]) == {
+        "2258277193_586949ec62.jpg",
+        "2258277193_586949ec62.jpg.1",
+    }
