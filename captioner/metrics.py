@@ -122,7 +122,9 @@ def bleu(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> 
         return [_precision(*counts) for counts in zip(matches, guesses, strict=True)]
 
     weights = [(1.0 / order,) * order for order in _BLEU_ORDERS]
-    corpus = corpus_bleu(references, hypotheses, weights, smoothing_function=coco_precisions)
+    corpus = [0.0] * len(weights)
+    if hypotheses:
+        corpus = corpus_bleu(references, hypotheses, weights, smoothing_function=coco_precisions)
     matched = min(missed, default=len(_BLEU_ORDERS) + 1) - 1  # BLEU of higher orders is 0
     single = [_sentence_bleu(refs, words) for refs, words in zip(references, hypotheses, strict=True)]
     return {
