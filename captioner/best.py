@@ -56,19 +56,24 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     Raises:
         RunError: weights or manifest are missing, damaged, or not each other's.
     """
-    if not any((folder / name).exists() for name in (WEIGHTS, INFO, NEXT_INFO)):
+    return _vouched(folder)[1] if _begun(folder) else None
+
+
+def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+    """The arrays by name, floating ones as float32, and what is known of them; else as `read_info`."""
+    if not _begun(folder):
         return None
-    return _vouched(folder)[1]
-
-
-def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The arrays by name, floating ones as float32, and what is known of them; errors as in `read_info`."""
     content, info, _ = _vouched(folder)
     try:
         arrays = safetensors.numpy.load(content)
     except safetensors.SafetensorError as error:
         raise RunError(f"{folder / WEIGHTS}: not a weights file ({error}); {REMEDY}") from error
     return {name: _floats(array, np.float32) for name, array in arrays.items()}, info
+
+
+def _begun(folder: Path) -> bool:
+    # Not next.json: alone it is from a first save that was killed before its weights were there.
+    return (folder / WEIGHTS).exists() or (folder / INFO).exists()
 
 
 def _vouched(folder: Path) -> tuple[bytes, dict[str, Any], str]:

@@ -192,16 +192,19 @@ class Run:
         Raises:
             RunError: there is none yet; a file is damaged; this version makes another encoder of that name.
         """
-        if not (self.folder / BEST).exists():
+        found = read_best(self.folder / BEST)
+        if found is None:
             raise RunError(f"{self.folder}: no finished epoch yet; go on with `captioner train … --resume`")
-        arrays, best = read_best(self.folder / BEST)
+        arrays, best = found
         self._fitting(best)
         # Here, not above: a look into a run (`captioner info`) should not wait for TensorFlow.
         from captioner.decoder import CaptionDecoder
         from captioner.encoders import load_encoder
 
         info = self.encoder_info
-        encoder = load_encoder(info["name"], weights=_part(arrays, "encoder/"), size=info["size"][0])
+        # By the configuration's name: it may be a "package.module:name".
+        name, size = self.config.encoder.name, info["size"][0]
+        encoder = load_encoder(name, weights=_part(arrays, "encoder/"), size=size)
         self._check_encoder(encoder)
         decoder = CaptionDecoder(
             self.config.decoder, vocabulary_size=len(self.vocabulary), channels=info["channels"]
