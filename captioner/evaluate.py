@@ -5,8 +5,8 @@ In: a run folder, a data set, a split. Out: in a folder of the caller's,
     predictions.jsonl   {"id", "path", "caption", "score"}, a line a picture, in the split's order
     scores.json         figures in per cent, what they stand on, and what is suspicious about them
 
-Captions are generated word by word from the model's own words, never from the references. Scores and captions are the
-same at every run on the same machine; only `images_per_second` is not.
+Captions are generated word by word from the model's own words, never from the references. They and the scores
+are the same at every run on the same machine; only `images_per_second` is not.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ def evaluate(
         CaptionerError: no such run, data or split; not one picture that can be read; a full disk.
 
     Example:
-        >>> evaluate("runs/flickr8k", "flickr8k", "out", plan=Protocol(beam=5)).scores["bleu4"]  # doctest: +SKIP
+        >>> found = evaluate("runs/flickr8k", "flickr8k", "out")  # doctest: +SKIP
+        >>> found.scores["bleu4"]  # doctest: +SKIP
         24.1
     """
     plan = plan or Protocol()
@@ -133,8 +134,8 @@ def judge(
 ) -> dict[str, Any]:
     """Scores of captions, the same scores without looking at the picture, and warnings.
 
-    A caption depends on its picture's features alone, so captioning with features shuffled among the pictures gives the
-    same captions in another order: they need not be written twice. No picture keeps its own.
+    A caption depends on its picture's features alone, so features shuffled among the pictures give the same
+    captions in another order: they need not be generated twice. No picture keeps its own.
 
     Args:
         references: for each picture its captions by people.
@@ -142,8 +143,8 @@ def judge(
         known: captions that were trained on; empty: unknown, then there is no `novel`.
 
     Returns:
-        scores in per cent, `mean_words`, `distinct`, `novel`, `shuffled` (scores; None for a single picture) and
-        `warnings` (sentences).
+        scores in per cent, `mean_words`, `distinct`, `novel`, `shuffled` (scores; None for a single
+        picture) and `warnings` (sentences).
     """
     scores = score(references, captions)
     variety = describe(captions, known=known)
@@ -182,8 +183,8 @@ def suspicions(
         )
     if chance is not None and chance["cider"] >= CHANCE_SHARE * scores["cider"]:
         found.append(
-            f"CIDEr is {scores['cider']:.1f}, and {chance['cider']:.1f} with the pictures shuffled: the captions "
-            "say little about their own picture"
+            f"CIDEr is {scores['cider']:.1f}, and {chance['cider']:.1f} with the pictures shuffled: "
+            "the captions say little about their own picture"
         )
     if times and not text:
         found.append(f"{times} captions are empty")
@@ -230,7 +231,7 @@ def _caption(
 
 
 def _setting(run: Run, split: Split, *, plan: Protocol, captioner: Captioner) -> dict[str, Any]:
-    options = CaptionOptions(beam=plan.beam, max_words=plan.max_words).search(captioner.decode)
+    options = captioner.search_options(CaptionOptions(beam=plan.beam, max_words=plan.max_words))
     best = run.best or {}
     return {
         "split": plan.split + (" (drawn from the seed)" if split.made else ""),

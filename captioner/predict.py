@@ -1,11 +1,11 @@
 """One door for the command line, the web page and notebooks: pictures in, captions out.
 
-In: a run folder, and pictures as `images.read_image` takes them, or the features of pictures. Out: a `Caption`
-each, in the order given; a picture that cannot be used becomes a `Caption` with an `error` and moves no other.
-Reads the run folder and the pictures; writes nothing.
+In: a run folder, and pictures as `images.read_image` takes them, or the features of pictures. Out: a
+`Caption` each, in the order given; a picture that cannot be used becomes a `Caption` with an `error` and
+moves no other. Reads the run folder and the pictures; writes nothing.
 
-A picture gets the same caption alone as among others, to the last bit: the CNN and the search always run on batches of
-one size (the last is filled up), and features pass through float16, as they do in the feature cache.
+A picture gets the same caption alone as among others, to the last bit: the CNN and the search always run on
+batches of one size (the last is filled up). Features pass through float16, as they do in the feature cache.
 """
 
 from __future__ import annotations
@@ -22,102 +22,22 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder
-from captioner.errors import ConfigError, ImageError, unknown_name
+from captioner.errors import ImageError
 from captioner.images import read_image
 from captioner.machine import cores
 from captioner.search import SearchOptions, beam_search, sample
 from captioner.vocabulary import Vocabulary
 
+__all__ = ["Alternative", "Caption", "CaptionOptions", "Captioner"]
+
 ENCODE_BATCH = (
     8  # pictures a pass through the CNN: near its full speed, and one picture alone waits for no more
 )
 BATCHES_AHEAD = 2  # that the threads decode before the CNN asks for them
-
-
-@dataclasses.dataclass(frozen=True)
-class CaptionOptions:
-    """What is asked of `Captioner.caption`; None: as the run's configuration says."""
-
-    beam: int | None = None  # hypotheses kept; 1: greedy
-    n_best: int = 1  # captions a picture, the best and its alternatives
-    max_words: int | None = None  # a caption ends here at the latest
-    length_normalisation: float | None = None  # score = log probability / words ** this
-    no_repeat: int | None = None  # forbid repeating any run of this many words; 0: off
-    temperature: float | None = None  # this or the next two: words are drawn at random, not searched for
-    top_k: int | None = None  # drawn from this many likeliest words; 0: from all
-    top_p: float | None = None  # drawn from the likeliest words that share this probability; 1: from all
-    seed: int = 0  # of the drawing
-    attention: bool = False  # also say where the decoder looked at each word
-    batch_size: int = 32  # pictures searched at a time
-
-    @property
-    def drawn(self) -> bool:
-        """Whether captions are drawn at random."""
-        return (self.temperature, self.top_k, self.top_p) != (None, None, None)
-
-    def search(self, decode: DecodeConfig) -> SearchOptions:
-        """As the search wants it, the run's configuration filled in."""
-        beam = decode.beam if self.beam is None else self.beam
-        return SearchOptions(
-            beam=max(beam, self.n_best),
-            max_words=_or(self.max_words, decode.max_words),
-            length_normalisation=_or(self.length_normalisation, decode.length_normalisation),
-            no_repeat=_or(self.no_repeat, decode.no_repeat),
-            temperature=_or(self.temperature, 1.0),
-            top_k=_or(self.top_k, 0),
-            top_p=_or(self.top_p, 1.0),
-            return_attention=self.attention,
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Alternative:
-    """Another caption of the same picture."""
-
-    text: str
-    score: float  # log probability / words ** length_normalisation; higher is better
-    log_probability: float  # of all its words and its end, in nats
-    words: tuple[str, ...]
-
-    @property
-    def probability(self) -> float:
-        """How likely the model finds exactly this sentence, 0 to 1."""
-        return math.exp(self.log_probability)
-
-
-@dataclasses.dataclass(frozen=True)
-class Caption:
-    """What the model says of one picture; `error` says why there is nothing to say."""
-
-    path: str  # as given, or "<bytes>", "<array>", …
-    text: str = ""
-    score: float = -math.inf  # log probability / words ** length_normalisation; higher is better
-    log_probability: float = -math.inf  # of all its words and its end, in nats
-    words: tuple[str, ...] = ()
-    attention: np.ndarray | None = None  # (T, h, w): how much each word looked at each cell
-    alternatives: tuple[Alternative, ...] = ()  # the next best, best first
-    error: str | None = None
-
-    @property
-    def probability(self) -> float:
-        """How likely the model finds exactly this sentence, 0 to 1."""
-        return math.exp(self.log_probability)
-
-    def to_dict(self) -> dict[str, Any]:
-        """One line of `captioner caption --json`."""
-        if self.error is not None:
-            return {"path": self.path, "error": self.error}
-        line: dict[str, Any] = {"path": self.path, "caption": self.text, "score": round(self.score, 5)}
-        if self.alternatives:
-            line["probability"] = self.probability
-            line["alternatives"] = [
-                {"caption": other.text, "score": round(other.score, 5), "probability": other.probability}
-                for other in self.alternatives
-            ]
-        return line
 
 
 class Captioner:
@@ -169,7 +89,7 @@ class Captioner:
         """The captions of pictures, in order.
 
         Args:
-            sources: pictures as `read_image` takes them (paths, bytes, arrays, Pillow images), or a single one.
+            sources: as `read_image` takes them (paths, bytes, arrays, Pillow images), or a single one.
             **options: fields of `CaptionOptions`.
 
         Raises:
@@ -180,8 +100,8 @@ class Captioner:
         return list(self.captions_of([sources] if single else sources, **options))
 
     def captions_of(self, sources: Iterable[Any], **options: Any) -> Iterator[Caption]:
-        """As `caption`, one by one while further pictures are being read; memory does not grow with their number."""
-        return self._captions_of(sources, _checked(options))
+        """As `caption`, one by one while further pictures are being read; any number of them."""
+        return self._captions_of(sources, CaptionOptions.of(options))
 
     def caption_features(
         self, features: Any, ids: Sequence[str] | None = None, **options: Any
@@ -189,14 +109,14 @@ class Captioner:
         """The captions of pictures whose features are known.
 
         Args:
-            features: (n, P, C); or anything with `read(ids)`, such as a `FeatureStore`, read a batch at a time.
+            features: (n, P, C); or what has `read(ids)`, such as a `FeatureStore`, read a batch at a time.
             ids: of the pictures to read from it.
             **options: fields of `CaptionOptions`.
 
         Returns:
             n captions; `path` is the id, or empty.
         """
-        wanted = _checked(options)
+        wanted = CaptionOptions.of(options)
         names = [""] * len(features) if ids is None else list(ids)
         captions: list[Caption] = []
         for start in range(0, len(names), wanted.batch_size):
@@ -214,9 +134,8 @@ class Captioner:
         cells = np.zeros((len(pixels), self.encoder.cells, self.encoder.channels), np.float16)
         for start in range(0, len(pixels), ENCODE_BATCH):
             batch = pixels[start : start + ENCODE_BATCH]
-            cells[start : start + len(batch)] = self.encoder.encode(_filled(batch, ENCODE_BATCH))[
-                : len(batch)
-            ]
+            grids = self.encoder.encode(_filled(batch, ENCODE_BATCH))  # (B, P, C)
+            cells[start : start + len(batch)] = grids[: len(batch)]
         return cells
 
     # From pictures.
@@ -265,22 +184,40 @@ class Captioner:
 
     def _search(self, features: np.ndarray, options: CaptionOptions) -> list[Caption]:
         """Captions of at most a batch of features (n, P, C)."""
-        count = len(features)
-        if count == 0:
+        if len(features) == 0:
             return []
-        graph = self._graph(options.search(self.decode), options.n_best if options.drawn else 0)
+        graph = self._graph(self.search_options(options), options.n_best if options.drawn else 0)
         batch = _filled(features.astype(np.float16, copy=False), options.batch_size)
-        found = graph(batch, np.array([options.seed, 0], np.int32))
-        arrays = [None if part is None else part.numpy()[:count] for part in found]
-        return [self._caption(row, arrays, options) for row in range(count)]
+        # Every picture draws from the same seed: its captions depend on nothing but itself and the seed.
+        found = graph(batch, np.full(len(batch), options.seed, np.int64))
+        arrays = [None if part is None else part.numpy() for part in found]
+        return [
+            self._caption(*(None if part is None else part[row] for part in arrays))
+            for row in range(len(features))
+        ]
+
+    def search_options(self, options: CaptionOptions) -> SearchOptions:
+        """What is asked for as the search wants it, the run's configuration filled in."""
+        decode = self.decode
+        return SearchOptions(
+            beam=max(_or(options.beam, decode.beam), options.n_best),
+            n_best=options.n_best,
+            max_words=_or(options.max_words, decode.max_words),
+            length_normalisation=_or(options.length_normalisation, decode.length_normalisation),
+            no_repeat=_or(options.no_repeat, decode.no_repeat),
+            temperature=_or(options.temperature, 1.0),
+            top_k=_or(options.top_k, 0),
+            top_p=_or(options.top_p, 1.0),
+            return_attention=options.attention,
+        )
 
     def _graph(self, options: SearchOptions, samples: int) -> Any:
         """The search as a graph, traced once for all batch sizes; `samples` 0: beam search."""
         if (options, samples) not in self._graphs:
             shape = (None, self.encoder.cells, self.encoder.channels)
-            signature = [tf.TensorSpec(shape, tf.float16), tf.TensorSpec((2,), tf.int32)]
+            signature = [tf.TensorSpec(shape, tf.float16), tf.TensorSpec((None,), tf.int64)]
 
-            def search(features: Any, seed: Any) -> Any:
+            def search(features: Any, seeds: Any) -> Any:
                 memory = self.decoder.prepare(features)
                 start = self.decoder.initial_state(memory)
                 pictures = tf.shape(features)[0]
@@ -289,51 +226,31 @@ class Captioner:
                     return self.decoder.step(words, state, memory)
 
                 if samples:
-                    return sample(step, start, pictures=pictures, samples=samples, options=options, seed=seed)
+                    return sample(
+                        step, start, pictures=pictures, samples=samples, options=options, seed=seeds
+                    )
                 return beam_search(step, start, pictures=pictures, options=options)
 
             self._graphs[options, samples] = tf.function(search, input_signature=signature, autograph=False)
         return self._graphs[options, samples]
 
-    def _caption(self, row: int, arrays: Sequence[Any], options: CaptionOptions) -> Caption:
-        words, lengths, scores, log_probabilities, attention = arrays
+    def _caption(
+        self, words: Any, lengths: Any, scores: Any, log_probabilities: Any, attention: Any
+    ) -> Caption:
+        """The caption of one picture from its hypotheses: (K, T), (K,), (K,), (K,), (K, T, P) or None."""
         found = []
-        for k in range(min(options.n_best, len(lengths[row]))):
-            ids = words[row, k, : lengths[row, k]].tolist()
+        for k, length in enumerate(lengths):
+            ids = words[k, :length].tolist()
             known = tuple(self.vocabulary.words[i] for i in ids)
-            found.append(
-                Alternative(
-                    self.vocabulary.text(ids), float(scores[row, k]), float(log_probabilities[row, k]), known
-                )
-            )
+            text = self.vocabulary.text(ids)
+            found.append(Alternative(text, float(scores[k]), float(log_probabilities[k]), known))
         best = found[0]
         looks = None
         if attention is not None:
-            looks = attention[row, 0, : len(best.words)].reshape(-1, *self.encoder.grid)  # (T, h, w)
-        return Caption(
-            "", best.text, best.score, best.log_probability, best.words, looks, alternatives=tuple(found[1:])
-        )
-
-
-def _checked(wishes: dict[str, Any]) -> CaptionOptions:
-    known = {field.name for field in dataclasses.fields(CaptionOptions)}
-    for name in wishes:
-        if name not in known:
-            raise ConfigError(unknown_name("option", name, known))
-    options = CaptionOptions(**wishes)
-    for name in ("beam", "n_best", "max_words", "batch_size"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"{name} {value}: expected 1 or more")
-    for name in ("top_k", "no_repeat", "length_normalisation"):
-        value = getattr(options, name)
-        if value is not None and value < 0:
-            raise ConfigError(f"{name} {value}: expected 0 or more")
-    if options.temperature is not None and not options.temperature > 0:
-        raise ConfigError(f"temperature {options.temperature}: expected a number above 0")
-    if options.top_p is not None and not 0 < options.top_p <= 1:
-        raise ConfigError(f"top_p {options.top_p}: expected a share above 0, up to 1")
-    return options
+            looks = attention[0, : len(best.words)].reshape(-1, *self.encoder.grid)  # (T, h, w)
+        # A small vocabulary may have fewer captions than were asked for.
+        others = tuple(other for other in found[1:] if other.score > -math.inf)
+        return Caption("", best.text, best.score, best.log_probability, best.words, looks, others)
 
 
 def _or(value: Any, default: Any) -> Any:
