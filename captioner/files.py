@@ -53,9 +53,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         CaptionerError: the disk is full, the folder cannot be written, …
 
     Example:
-        >>> with replacing("scores.json") as temporary:
+        >>> import tempfile
+        >>> scores = Path(tempfile.mkdtemp()) / "scores.json"
+        >>> with replacing(scores) as temporary:
         ...     _ = temporary.write_text("{}", encoding="utf-8")
-        >>> Path("scores.json").read_text(encoding="utf-8")
+        >>> scores.read_text(encoding="utf-8")
         '{}'
     """
     target = Path(os.path.realpath(path))

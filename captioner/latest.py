@@ -34,7 +34,7 @@ class Latest:
     >>> import tempfile
     >>> step = tf.Variable(7)
     >>> latest = Latest(Path(tempfile.mkdtemp()), {"step": step})
-    >>> latest.save().name, step.assign(0).numpy(), latest.restore().name, step.numpy()
+    >>> latest.save().name, int(step.assign(0)), latest.restore().name, int(step)
     ('ckpt-1', 0, 'ckpt-1', 7)
     """
 
