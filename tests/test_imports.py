@@ -24,8 +24,8 @@ ORDER = [
 ]
 # What the command line may load before a command begins to compute.
 LIGHT = [
-    *("cli", "usage", "plots", "checkpoints", "best", "metrics", "cider", "scenes", "images", "datasets", "readers"),
-    *("vocabulary", "config", "manifests", "progress", "files", "errors"),
+    *("cli", "usage", "plots", "checkpoints", "best", "metrics", "cider", "scenes", "images"),
+    *("datasets", "readers", "vocabulary", "config", "manifests", "progress", "files", "errors"),
 ]
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
 MOST_LINES = 320
