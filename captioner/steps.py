@@ -124,7 +124,7 @@ class Steps:
             pictures=tf.shape(cells)[0],
             samples=self.phase.samples,
             options=options,
-            seed=seed,
+            seed=seed[0] * 1_000_003 + seed[1],
         )
         return cells, found.words, found.lengths
 

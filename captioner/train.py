@@ -31,7 +31,6 @@ from captioner.latest import Latest
 from captioner.losses import OBJECTIVES, load_loss
 from captioner.machine import precision
 from captioner.optimisers import Updater, load_optimizer
-from captioner.plots import plot_history
 from captioner.predict import Captioner
 from captioner.progress import bar, duration, recording, say
 from captioner.rewards import CaptionReward
@@ -235,7 +234,7 @@ class _Loop:
         self._judge(epoch, sums, seconds)
         self._note(epoch + 1, 0, Figures(), 0.0)
         self.latest.save()
-        plot_history(self.run.history(), self.run.folder / "loss.png")
+        _plot(self.run)
 
     def _train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, Figures]]:
         plan = self.batches.plan(epoch)
@@ -381,3 +380,11 @@ def _verdict(entry: dict[str, Any], better: bool) -> str:
 
 def _mean(total: float, count: float) -> float | None:
     return total / count if count else None
+
+
+def _plot(run: Run) -> None:
+    try:
+        from captioner.plots import plot_history
+    except ImportError:
+        return
+    plot_history(run.history(), run.folder / "loss.png")
