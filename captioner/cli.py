@@ -1,7 +1,7 @@
 """The command `captioner`: parses what was typed, runs one function of `commands`, says what went wrong.
 
-In: arguments. Out: text on stdout, narration and errors on stderr, an exit code: 0 all well, 1 some pictures failed,
-2 wrong use or bad input, 130 stopped with Ctrl-C. Loads nothing slow: help and wrong use answer at once.
+In: arguments. Out: text on stdout, narration and errors on stderr, an exit code: 0 all well, 1 some pictures
+failed, 2 wrong use or bad input, 130 stopped with Ctrl-C. Help and wrong use answer at once.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _use_utf8() -> None:
-    # Captions are in any language, file names may not even be Unicode: whatever the locale, printing succeeds.
+    # Captions are in any language, file names may not even be Unicode: printing never fails.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -1,7 +1,7 @@
 """What each command does: calls one room of the house, prints what came of it, gives the exit code.
 
-In: the parsed arguments. Out: text on stdout; files where the arguments say. Loads TensorFlow only inside a command that
-needs it. One function a command, of the command's name.
+In: the parsed arguments. Out: text on stdout; files where the arguments say. One function a command, of the
+command's name; TensorFlow is loaded only inside a command that needs it.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any
 import captioner
 from captioner.errors import CaptionerError, ConfigError, RunError
 from captioner.files import json_text
-from captioner.progress import bar, duration
+from captioner.progress import bar
+from captioner.reports import caption_lines, epoch_name, info_lines, score_lines, scores_line
 
 SHIPPED = ("shipped", "../checkpoints/flickr8k")  # beside this file: in the wheel, in a checkout
-SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")
 
 
 def data(arguments: Namespace) -> int:
@@ -69,7 +69,7 @@ def train(arguments: Namespace) -> int:
 
     run = train_run(config, arguments.data, arguments.run, resume=arguments.resume, quiet=arguments.quiet)
     best = run.best or {}
-    print(f"{arguments.run}: {_scores_line(best)} on dev, at its best ({_epoch_name(best)})")
+    print(f"{arguments.run}: {scores_line(best)} on dev, at its best ({epoch_name(best)})")
     print(f"  captioner caption PICTURE --run {arguments.run}")
     print(f"  captioner evaluate --run {arguments.run} --data {arguments.data} --out {arguments.run}/test")
     return 0
@@ -107,7 +107,7 @@ def evaluate(arguments: Namespace) -> int:
     names = ("split", "format", "beam", "max_words", "batch_size")
     plan = Protocol(**{name: getattr(arguments, name) for name in names})
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
-    for line in _score_lines(result.scores):
+    for line in score_lines(result.scores):
         print(line)
     print(f"written: {Path(arguments.out) / 'scores.json'}, {Path(arguments.out) / 'predictions.jsonl'}")
     for warning in result.warnings:
@@ -130,9 +130,7 @@ def features(arguments: Namespace) -> int:
     encoder = load_encoder(wanted.name, weights=wanted.weights, size=wanted.size, seed=config.seed)
     store = extract(records, encoder, folder=arguments.cache, quiet=arguments.quiet)
     cells, channels = store.shape
-    print(
-        f"{store.folder}: {len(store.ids)} of {len(records)} pictures, {cells} cells of {channels} numbers each"
-    )
+    print(f"{store.folder}: {len(store.ids)} of {len(records)} pictures, {cells} cells of {channels} each")
     return _report_failures([(str(failure.path), failure.reason) for failure in store.failures])
 
 
@@ -146,13 +144,13 @@ def info(arguments: Namespace) -> int:
     elif arguments.json:
         print(json_text({**run.info(), "history": run.history()}))
     else:
-        for line in _info_lines(run):
+        for line in info_lines(run):
             print(line)
     return 0
 
 
 def find_run(given: str | None) -> Path:
-    """The run folder to caption with: the one given, that of $CAPTIONER_RUN, or the one that comes with captioner.
+    """The run folder to caption with: the one given, that of $CAPTIONER_RUN, or the one that comes along.
 
     Raises:
         RunError: there is none; says how to come by one.
@@ -164,13 +162,14 @@ def find_run(given: str | None) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise RunError(
-        "no trained model: none comes with this installation; name a run folder with --run or in $CAPTIONER_RUN, or "
-        "make one: captioner sample scenes, then captioner train scenes --data scenes --run runs/scenes"
+        "no trained model: none comes with this installation; name a run folder with --run or in "
+        "$CAPTIONER_RUN, or make one: captioner sample scenes, then captioner train scenes --data scenes "
+        "--run runs/scenes"
     )
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow without what its C++ libraries say of themselves (it is shown if the import fails)."""
+    """Imports TensorFlow without what its C++ libraries say of themselves; it is shown if that fails."""
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -241,10 +240,7 @@ def _print_caption(result: Any, *, as_json: bool, several: bool) -> None:
         sys.stdout.flush()
         print(f"error: {result.path}: {result.error}", file=sys.stderr)
     else:
-        print(f"{result.path}: {result.text}" if several else result.text, flush=True)
-        if result.alternatives:
-            for one in (result, *result.alternatives):
-                print(f"  {100 * one.probability:6.3f} %  {one.text}")
+        print("\n".join(caption_lines(result, named=several)), flush=True)
 
 
 def _drawing_names(wanted: str | None, paths: Sequence[Path]) -> dict[Path, Path]:
@@ -275,60 +271,3 @@ def _report_failures(failures: Sequence[tuple[str, str]]) -> int:
     for path, reason in failures:
         print(f"error: {path}: {reason}", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _score_lines(scores: dict[str, Any]) -> list[str]:
-    rule = scores["protocol"]
-    chance = scores["shuffled"] or {}
-    lines = [f"{scores['images']} pictures of {rule['split']}, beam {rule['beam']}, {rule['references']}"]
-    lines.append(f"{'':12}{'score':>8}{'shuffled':>10}")
-    for name in SCORES:
-        if name in scores:
-            beside = f"{chance[name]:10.1f}" if name in chance else ""
-            lines.append(f"{name:12}{scores[name]:8.1f}{beside}")
-    novel = f", {scores['novel']:.0f} % not among the training captions" if "novel" in scores else ""
-    lines.append(f"{scores['mean_words']:.1f} words a caption, {scores['distinct']:.0f} % different{novel}")
-    lines.append(f"{scores['images_per_second']:.0f} pictures/s from cached features")
-    return lines
-
-
-def _info_lines(run: Any) -> Iterator[str]:
-    facts, config = run.info(), run.config
-    encoder, decoder = facts["encoder"], config.decoder
-    height, width = encoder["size"]
-    rows, columns = encoder["grid"]
-    yield f"{facts['folder']} (made by captioner {facts['version']})"
-    yield f"  encoder      {encoder['name']}, {height} x {width} pixels to {rows} x {columns} cells of {encoder['channels']}"
-    yield f"  decoder      {decoder.units} units, {decoder.attention} attention, {facts['words']:,} words"
-    if facts["splits"]:
-        yield "  splits       drawn: " + ", ".join(
-            f"{name} {count:,}" for name, count in facts["splits"].items()
-        )
-    yield f"  phases       {', '.join(f'{name} ({phase.objective})' for name, phase in config.phases.items())}"
-    history = run.history()
-    seconds = sum(entry.get("seconds", 0) for entry in history)
-    yield (
-        f"  epochs       {len(history)} in {duration(seconds)}"
-        if history
-        else "  epochs       none finished yet"
-    )
-    if facts["best"]:
-        yield f"  best         {_epoch_name(facts['best'])}: {_scores_line(facts['best'])} on dev"
-    yield f"  checkpoints  {', '.join(facts['checkpoints']) or 'none'}"
-    yield f"  size         {facts['bytes'] / 1e6:.1f} MB in {len(facts['files'])} files"
-    for entry in history:
-        yield f"  {_epoch_name(entry):22}  {_loss_line(entry)}  {_scores_line(entry)}"
-
-
-def _epoch_name(entry: dict[str, Any]) -> str:
-    return f"{entry.get('phase', '')} epoch {entry.get('epoch', '?')}".strip()
-
-
-def _loss_line(entry: dict[str, Any]) -> str:
-    losses = [f"{part} {entry[f'{part}_loss']:.3f}" for part in ("train", "dev") if f"{part}_loss" in entry]
-    return f"nats per word: {', '.join(losses)};" if losses else ""
-
-
-def _scores_line(entry: dict[str, Any]) -> str:
-    shown = (("BLEU-4", "bleu4"), ("CIDEr", "cider"), ("ROUGE-L", "rouge_l"))
-    return ", ".join(f"{label} {entry[name]:.1f}" for label, name in shown if name in entry)

@@ -43,7 +43,7 @@ LABELS = {
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
     "meteor": "METEOR",
-    "reward": "reward (train)",
+    "reward": "reward",
 }
 LOSSES = ("train_loss", "dev_loss")
 SCORES = ("cider", "bleu4", "rouge_l", "meteor", "reward")
@@ -103,13 +103,13 @@ def plot_attention(
     across = 2.1 / math.sqrt(ratio)  # inches; panels have the same area whatever their shape
     down, gap, above = across * ratio, 0.12, 0.36  # the word stands above its panel
     title = wrapped(text, int(columns * (across + gap) * 8.2))
-    head = 0.25 + 0.3 * len(title)
+    head = 0.12 + 0.3 * len(title)
     rows = math.ceil(len(panels) / columns)
     width = columns * (across + gap) + gap
     height = head + rows * (down + above) + gap
     figure = Figure(figsize=(width, height), facecolor=PAPER)
     style: dict[str, Any] = {"color": INK, "fontfamily": fonts, "parse_math": False}
-    figure.text(0.5, 1 - 0.2 / height, "\n".join(title), fontsize=15, ha="center", va="top", **style)
+    figure.text(0.5, 1 - 0.17 / height, "\n".join(title), fontsize=15, ha="center", va="top", **style)
     for place, (shown, word) in enumerate(zip(panels, ["", *words], strict=True)):
         row, column = divmod(place, columns)
         x, y = gap + column * (across + gap), height - head - (row + 1) * (down + above)

@@ -1,6 +1,7 @@
 """What can be typed after `captioner`: the commands, their arguments, their help with examples.
 
-In: a list of words. Out: the parsed arguments, or a ConfigError that says what was meant perhaps. Loads nothing slow.
+In: a list of words. Out: the parsed arguments, or a ConfigError that says what was perhaps meant. Loads
+nothing slow.
 """
 
 from __future__ import annotations
@@ -218,8 +219,8 @@ def _quiet_argument(add: Any) -> None:
 COMMANDS = {
     "caption": Command(
         "describe pictures",
-        "One line a picture: its path and the caption. A picture that cannot be read is reported on stderr, does not\n"
-        "disturb the others, and makes the exit code 1.",
+        "One line a picture. One that cannot be read is reported on stderr, does not disturb the others,\n"
+        "and makes the exit code 1.",
         "  captioner caption dog.jpg\n"
         "  captioner caption photos --run runs/flickr8k --beam 5 --n-best 3\n"
         "  captioner caption photos --recursive --json > captions.jsonl\n"
@@ -237,8 +238,8 @@ COMMANDS = {
     ),
     "evaluate": Command(
         "caption a split and score the captions",
-        "BLEU-1 to 4, ROUGE-L and CIDEr-D in per cent, beside what the captions score with the pictures shuffled.\n"
-        "Writes predictions.jsonl and scores.json.",
+        "BLEU-1 to 4, ROUGE-L and CIDEr-D in per cent, beside what the captions score with the pictures\n"
+        "shuffled. Writes predictions.jsonl and scores.json.",
         "  captioner evaluate --run runs/flickr8k --data flickr8k --split test --out runs/flickr8k/test\n"
         "  captioner evaluate --run runs/flickr8k --data flickr8k --split dev --beam 1 --out greedy",
         _evaluate_arguments,
@@ -257,7 +258,8 @@ COMMANDS = {
     ),
     "features": Command(
         "run the CNN over a data set and keep what it gives",
-        "Training and evaluation do this themselves when needed; this does it beforehand. May be interrupted and repeated.",
+        "Training and evaluation do this themselves when needed; this does it beforehand. It may be\n"
+        "interrupted and repeated.",
         "  captioner features flickr8k-frozen --data flickr8k\n"
         "  captioner features flickr8k-frozen --data flickr8k --set encoder.weights=mobilenet_v2.weights.h5",
         _features_arguments,
