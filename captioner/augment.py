@@ -1,7 +1,7 @@
 """Pictures made a little different each epoch: cropped, mirrored, recoloured.
 
-Pixels of a batch go in, as many of the same size come out; the change depends on the seed alone. A picture one of whose
-captions speaks of left or right is never mirrored.
+Pixels of a batch go in, as many of the same size come out; the change depends on the seed alone. A picture
+one of whose captions speaks of left or right is never mirrored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,13 @@ AREA = (0.6, 1.0)  # share of the picture's area that is kept
 ASPECT = 1.15  # height to width changed by up to this factor
 LIGHT = 0.2  # brightness, contrast and saturation changed by up to this share
 
-SIDE_WORDS = frozenset(
-    ["left", "right", "leftmost", "rightmost", "lefthand", "righthand", "left-hand", "right-hand", "links", "rechts", "linke", "rechte", "linken", "rechten", "linker", "rechter", "linkes", "rechtes", "gauche", "droite", "izquierda", "derecha", "izquierdo", "derecho", "sinistra", "destra", "esquerda", "direita", "左", "右", "왼쪽", "오른쪽", "왼쪽에", "오른쪽에", "왼편", "오른편", "слева", "справа", "левый", "правый"]
-)
+_SIDES = """
+left right leftmost rightmost lefthand righthand left-hand right-hand
+links rechts linke rechte linken rechten linker rechter linkes rechtes
+gauche droite izquierda derecha izquierdo derecho sinistra destra esquerda direita слева справа левый правый
+左 右 왼쪽 오른쪽 왼쪽에 오른쪽에 왼편 오른편
+"""
+SIDE_WORDS = frozenset(_SIDES.split())
 
 
 def can_be_mirrored(captions: Iterable[str]) -> bool:
@@ -59,6 +63,6 @@ def augment(pixels: Tensor, mirrored: Tensor, seed: Tensor) -> Tensor:
     )
     grey = tf.reduce_mean(pixels, -1, keepdims=True)  # (B, H, W, 1)
     mean = tf.reduce_mean(grey, [1, 2], keepdims=True)
-    # (pixels - grey) * saturation + grey, then towards the mean by contrast, then brightness: one pass over the pixels
+    # (pixels - grey) * saturation + grey, then towards the mean by contrast, then brightness: in one pass
     own, shared = brightness * contrast * saturation, brightness * contrast * (1 - saturation)
     return tf.clip_by_value(own * pixels + shared * grey + brightness * (1 - contrast) * mean, 0.0, 255.0)

@@ -5,14 +5,14 @@
     words_out (B, R, T) int32           a dog runs <end>
     weights   (B, R, T) float32 1 where there is a word to write, 0 elsewhere
 
-A batch is B pictures with R captions each, so that a picture is read and projected once for all of them; a caption that
-a picture lacks is an empty row. Pictures stand longest caption first, and pictures with captions of like length share a
-batch. The order of epoch e depends on (seed, e) alone.
+A batch is B pictures with R captions each, so that a picture is read and projected once for all of them; a
+caption that a picture lacks is an empty row. Pictures stand longest caption first, and pictures with captions
+of like length share a batch. The order of epoch e depends on (seed, e) alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -91,7 +91,7 @@ class CaptionTable:
         self.mirrored = np.array([can_be_mirrored(record.captions) for record in records])
 
     def arrays(
-        self, pictures: Sequence[int], chosen: Sequence[Sequence[int]]
+        self, pictures: Iterable[int], chosen: Iterable[Iterable[int]]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """words_in, words_out (B, R, T) int32 and weights (B, R, T) float32 of the chosen captions."""
         rows = [[self.captions[p][c] for c in which] for p, which in zip(pictures, chosen, strict=True)]

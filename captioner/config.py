@@ -1,8 +1,9 @@
 """The configuration: frozen dataclasses that are the schema, the defaults and the documentation.
 
-A recipe (a TOML file, or the name of one in `captioner/recipes/`) and `--set section.key=value` go in, a checked
-`Config` comes out. Precedence: default < recipe < `--set`. An unknown key or a value of the wrong type is a
-`ConfigError` that names the nearest known one. Nothing is read from anywhere else, nothing changes afterwards.
+A recipe (a TOML file, or the name of one in `captioner/recipes/`) and `--set section.key=value` go in, a
+checked `Config` comes out. Precedence: default < recipe < `--set`. An unknown key or a value of the wrong
+type is a `ConfigError` that names the nearest known one. Nothing is read from anywhere else, nothing changes
+afterwards.
 """
 
 from __future__ import annotations

@@ -1,14 +1,15 @@
 """The network that writes: attention over the picture's grid and a GRU, one word after another.
 
-A grid (B, P, C) and the words so far go in, the logits of the next word come out. Dimension letters of the whole
-project:
+A grid (B, P, C) and the words so far go in, the logits of the next word come out. Dimension letters of the
+whole project:
 
-    B pictures      P cells of the grid     C channels of a cell     R captions a picture     K beams (R, when decoding)
-    T words         V vocabulary            U state units            E embedding              N rows: B * K
-    H heads         A attention units       D context units          M real words of a batch  S see recurrence.py
+    B pictures    P cells of the grid   C channels of a cell   R captions a picture    K beams (R, decoding)
+    T words       V vocabulary          U state units          E embedding             N rows: B * K
+    H heads       A attention units     D context units        M words of a batch      S see recurrence.py
 
-The picture is projected once (`prepare`), whatever the number of captions or words. Training runs all words at once
-(`packed_logits`), search goes word by word (`step`); both use `Recurrence.word`, and a test holds them to 1e-5.
+The picture is projected once (`prepare`), whatever the number of captions or words. Training runs all words
+at once (`packed_logits`), search goes word by word (`step`); both use `Recurrence.word`, and a test holds
+them to 1e-5.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class CaptionDecoder(keras.Model):
         self._seed = seed * 1000
         V, C, U, E = vocabulary_size, channels, config.units, config.embedding
         A = D = U
-        O = self.outputs_width = E if config.tied else U
+        self.outputs_width = E if config.tied else U
         self.embedding = self._matrix("embedding", V, E, scale=0.05)
         self.input_kernel = self._matrix("input_kernel", E, 3 * U)
         self.input_bias = self._vector("input_bias", 3 * U)
@@ -99,9 +100,9 @@ class CaptionDecoder(keras.Model):
         self.start_kernel = self._matrix("start_kernel", C, U)
         self.start_bias = self._vector("start_bias", U)
         self.sentinel = self._matrix("sentinel", 1, A + D) if config.sentinel else None
-        self.output_kernel = self._matrix("output_kernel", U + D, O)
-        self.output_bias = self._vector("output_bias", O)
-        self.word_kernel = None if config.tied else self._matrix("word_kernel", O, V)
+        self.output_kernel = self._matrix("output_kernel", U + D, self.outputs_width)
+        self.output_bias = self._vector("output_bias", self.outputs_width)
+        self.word_kernel = None if config.tied else self._matrix("word_kernel", self.outputs_width, V)
         self.word_bias = self._vector("word_bias", V)
         self.built = True
 
@@ -145,7 +146,8 @@ class CaptionDecoder(keras.Model):
             memory: of the B pictures.
 
         Returns:
-            logits (N, V), state (N, U), attention (N, P): over the cells; with a sentinel the rest to 1 is its.
+            logits (N, V), state (N, U), attention (N, P): over the cells; with a sentinel the
+            rest to 1 is its.
         """
         B = tf.shape(memory.keys)[0]
         embedded = tf.gather(self.embedding, words)  # (N, E)
@@ -165,9 +167,9 @@ class CaptionDecoder(keras.Model):
     def call(
         self, inputs: tuple[Tensor, Tensor], training: bool = False, seed: Tensor | None = None
     ) -> Tensor:
-        """Teacher-forced logits (B, R, T, V) of ((features (B, P, C), words_in (B, R, T))); zero after a caption's end.
+        """Teacher-forced logits (B, R, T, V) of features (B, P, C) and words_in (B, R, T).
 
-        Pictures that stand longest caption first run fastest; any order is right.
+        Zero after a caption's end. Pictures that stand longest caption first run fastest; any order is right.
         """
         features, words_in = inputs
         weights = tf.cast(tf.not_equal(words_in, 0), tf.float32)
@@ -220,7 +222,7 @@ class CaptionDecoder(keras.Model):
     # Weights as plain arrays.
 
     def start_from_frequencies(self, counts: np.ndarray) -> None:
-        """Let the untrained decoder write words as often as the captions do; `counts` (V,), 0: hardly ever."""
+        """Let the untrained decoder write words as often as captions do; `counts` (V,), 0: hardly ever."""
         shares = np.maximum(counts, 1e-2) / max(counts.sum(), 1)
         self.word_bias.assign(np.log(shares).astype("float32"))
 
@@ -237,12 +239,12 @@ class CaptionDecoder(keras.Model):
         mine = {v.name: v for v in self.variables}
         for name in mine.keys() | arrays.keys():
             if name not in arrays or name not in mine:
-                raise RunError(
-                    f"decoder weight {name!r} is {'missing from' if name in mine else 'unknown to'} this model"
-                )
+                fault = "missing from" if name in mine else "unknown to"
+                raise RunError(f"decoder weight {name!r} is {fault} this model")
             if tuple(mine[name].shape) != arrays[name].shape:
                 raise RunError(
-                    f"decoder weight {name!r} is {arrays[name].shape}, the configuration says {mine[name].shape}"
+                    f"decoder weight {name!r} is {arrays[name].shape}, "
+                    f"the configuration says {mine[name].shape}"
                 )
         for name, variable in mine.items():
             variable.assign(arrays[name].astype("float32"))

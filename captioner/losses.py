@@ -1,7 +1,7 @@
 """What training minimises, in nats per real word.
 
-The packed logits of a batch (`decoder.Packed`) go in; a scalar to minimise and the figures a person reads come out.
-Weights come from the targets: padding never reaches a loss, so more padding changes nothing.
+The packed logits of a batch (`decoder.Packed`) go in; a scalar to minimise and the figures a person reads
+come out. Weights come from the targets: padding never reaches a loss, so more padding changes nothing.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def reward_loss(packed: Packed, words: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, words: Tensor, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross entropy against (1 - e) on the word and e spread evenly over the vocabulary (Szegedy et al. 2016).
+    """Cross entropy against (1 - e) on the word and e spread evenly over the vocabulary.
 
-    The softmax is made once, for the loss and its gradient together.
+    Label smoothing of Szegedy et al. 2016. The softmax is made once, for the loss and its gradient together.
 
     Args:
         logits: (M, V) float32.
@@ -70,14 +70,14 @@ def cross_entropy(logits: Tensor, words: Tensor, smoothing: float) -> tuple[Tens
         smoothing: e.
 
     Returns:
-        smoothed (M,) and plain (M,) cross entropy in nats, and whether the word has the largest logit (M,), 0 or 1.
+        smoothed (M,) and plain (M,) cross entropy in nats, and whether the word has the largest logit
+        (M,), 0 or 1.
     """
 
     @tf.custom_gradient
     def smoothed(logits: Tensor) -> Any:
-        share = tf.nn.softmax(
-            logits
-        )  # (M, V); with its largest entry it gives log-sum-exp without a second exp
+        # (M, V); with its largest entry it gives log-sum-exp without a second exp
+        share = tf.nn.softmax(logits)
         largest = tf.reduce_max(logits, -1)
         target = tf.gather(logits, words, batch_dims=1)
         nats = largest - tf.math.log(tf.reduce_max(share, -1)) - target

@@ -1,4 +1,7 @@
-"""What this machine can do, as far as it changes what the program does. Reads the processor's flags; loads nothing."""
+"""What this machine can do, as far as it changes what the program does.
+
+Reads the processor's flags; loads nothing.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ def processor_flags() -> frozenset[str]:
 
 
 def precision(wanted: str) -> str:
-    """`float32` or `bfloat16` for matrix products; `auto` takes bfloat16 where the processor multiplies in it."""
+    """`float32` or `bfloat16` for matrix products; `auto`: bfloat16 where the processor multiplies in it."""
     if wanted != "auto":
         return wanted
     return "bfloat16" if processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"

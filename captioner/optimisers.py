@@ -1,6 +1,7 @@
-"""How weights follow gradients: optimisers, learning-rate schedules, clipping, averaging, regularisers by name.
+"""How weights follow gradients: optimisers, schedules, clipping, averaging, regularisers by name.
 
-A phase's settings go in, an `Updater` comes out that applies one step to the decoder and, if trained, the encoder.
+A phase's settings go in, an `Updater` comes out that applies one step to the decoder and, if trained, the
+encoder.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ class Updater(tf.Module):
         return self.groups[0] + self.groups[1]
 
     def apply(self, gradients: Sequence[Any]) -> Any:
-        """Clip by global norm, step both optimisers, follow with the averages; returns the norm before clipping."""
+        """Clip by global norm, step both optimisers and the averages; returns the norm before clipping."""
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self.phase.clip_norm:  # most steps need no clipping: spare them a pass over all gradients

@@ -1,19 +1,19 @@
 """The decoder's recurrence over a whole batch of captions, with its own gradient.
 
-A GRU that looks at the picture before each word, teacher forced. Autodiff through a `tf.while_loop` adds up the
-gradients of weights and grids word by word, which costs most of a training step; here the forward pass keeps each
-word's activations, the backward pass runs the words in reverse carrying only per-caption terms, and every weight and
-grid gradient is one product over all words afterwards.
+A GRU that looks at the picture before each word, teacher forced. Autodiff through a `tf.while_loop` adds up
+the gradients of weights and grids word by word, which costs most of a training step; here the forward pass
+keeps each word's activations, the backward pass runs the words in reverse carrying only per-caption terms,
+and every weight and grid gradient is one product over all words afterwards.
 
-Letters as in `decoder.py`: B pictures, R captions a picture, P cells, T words, U state units; here also
-A attention units, H heads, D context units, N pictures still being described at a word, S = sum of N over the words.
+Letters as in `decoder.py`: B pictures, R captions a picture, P cells, T words, U state units, A attention
+units, H heads, D context units; here also N pictures still described at a word, S = sum of N over the words.
 
-Packed layout: a batch's pictures stand longest caption first, so those active at word t are the first `active[t]`;
-their rows follow one another word by word, (S, R, ·). All captions of a picture sit beside each other, so a picture's
-grid is read once for all of them.
+Packed layout: a batch's pictures stand longest caption first, so those active at word t are the first
+`active[t]`; their rows follow one another word by word, (S, R, ·). All captions of a picture sit beside each
+other, so a picture's grid is read once for all of them.
 
-GRU as in Cho et al. 2014 with the reset gate after the product (cuDNN's form); attention is scaled dot product
-(Vaswani et al. 2017, equation 1) or additive (Bahdanau et al. 2015, section A.1.2).
+GRU as in Cho et al. 2014 with the reset gate after the product (cuDNN's form); attention is scaled dot
+product (Vaswani et al. 2017, equation 1) or additive (Bahdanau et al. 2015, section A.1.2).
 """
 
 from __future__ import annotations
@@ -270,11 +270,8 @@ class _Tape:
 
     def __init__(self, arrays: dict[str, Any], memory: tuple[Tensor, Tensor], U: int) -> None:
         (_, H, P, A), (_, _, _, D) = (x.shape for x in memory)
-        special = {
-            "query": (None, H, None, A),
-            "attention": (None, H, None, P),
-            "context": (None, None, H * D),
-        }
+        special: dict[str, Any] = {"query": (None, H, None, A), "attention": (None, H, None, P)}
+        special["context"] = (None, None, H * D)
         self.arrays = arrays
         self.shapes = {name: special.get(name, (None, None, U)) for name in arrays}
 

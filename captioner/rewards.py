@@ -1,13 +1,14 @@
-"""The reward of self-critical training: CIDEr-D of sampled captions, against the other samples of the same picture.
+"""The reward of self-critical training: CIDEr-D of samples, against the other samples of the same picture.
 
-Word ids in, advantages out (Rennie et al. 2017; the leave-one-out baseline is that of Luo 2020, "A Better Variant of
-Self-Critical Sequence Training"). The end word counts as a word, in samples and references alike: left out, the reward
-is higher for captions that break off in the middle. Document frequencies are those of the training references.
+Word ids in, advantages out (Rennie et al. 2017; the leave-one-out baseline is that of Luo 2020, "A Better
+Variant of Self-Critical Sequence Training"). The end word counts as a word, in samples and references alike:
+left out, the reward is higher for captions that break off in the middle. Document frequencies are those of
+the training references.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class CaptionReward:
     ([[1000.0, -1000.0]], 500)
     """
 
-    def __init__(self, references: Sequence[Sequence[Sequence[int]]]) -> None:
+    def __init__(self, references: Sequence[Sequence[Iterable[int]]]) -> None:
         self._cider = CiderD([[[*map(int, caption), END] for caption in captions] for captions in references])
 
     def __call__(

@@ -1,7 +1,7 @@
 """One step of training, compiled: a batch in, changed weights and figures out.
 
-The same step serves every phase: cached features or pictures, encoder trained or not, cross entropy or reward.
-Randomness comes from (seed, step) alone.
+The same step serves every phase: cached features or pictures, encoder trained or not, cross entropy or
+reward. Randomness comes from (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ class Steps:
     ) -> None:
         self.config, self.phase = config, phase
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
-        # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like any network.
+        # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
+        # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
         self._train = tf.function(self._train_graph, reduce_retracing=True, autograph=False)
         self._dev = tf.function(self._dev_graph, reduce_retracing=True, autograph=False)
@@ -65,27 +66,25 @@ class Steps:
         """One step of cross entropy (or a loss of one's own)."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        figures = self._train(inputs, words_in, words_out, weights, seed)
-        captions = np.count_nonzero(weights[:, :, 0])
-        return Figures(*(float(x) for x in figures), captions=captions)
+        return _figures(self._train(inputs, words_in, words_out, weights, seed), weights)
 
     def reinforce(self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward) -> Figures:
         """One step of self-critical training: sample, score, follow the advantages."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
         cells, words, lengths = self._sample(inputs, seed)
-        advantages, mean = reward(pictures, words.numpy(), lengths.numpy())
+        advantages, mean = reward(pictures.tolist(), words.numpy(), lengths.numpy())
         looked_at = inputs if "encoder" in self.phase.trains else cells  # a frozen encoder looks once
         references = (words_in, words_out, weights)
         figures = self._reinforce(looked_at, words, lengths, advantages / 100, references, seed)
         count = float(lengths.shape[0] * lengths.shape[1])
-        return Figures(*(float(x) for x in figures), captions=count, reward=mean * count, samples=count)
+        nats, correct, real = map(float, figures)
+        return Figures(nats, correct, real, captions=count, reward=mean * count, samples=count)
 
     def dev(self, batch: Any) -> Figures:
         """Teacher-forced figures without any change."""
         (inputs, words_in), words_out, weights = batch
-        figures = self._dev(inputs, words_in, words_out, weights)
-        return Figures(*(float(x) for x in figures), captions=np.count_nonzero(weights[:, :, 0]))
+        return _figures(self._dev(inputs, words_in, words_out, weights), weights)
 
     # Graphs.
 
@@ -149,7 +148,7 @@ class Steps:
             objective = reward_loss(packed, tf.reduce_sum(mask)) + self._penalty()
             if self.phase.cross_entropy:
                 packed = self.decoder.packed_logits(
-                    (cells, references[0]), *references[1:], self._dropout_seed(seed)
+                    (cells, references[0]), references[1], references[2], self._dropout_seed(seed)
                 )
                 loss = caption_loss(packed, self.phase)
                 objective += self.phase.cross_entropy * loss.objective
@@ -169,7 +168,7 @@ class Steps:
         if len(inputs.shape) == 3:
             return tf.cast(inputs, tf.float32)
         training = self._cnn_training and seed is not None
-        if training:
+        if seed is not None and training:
             self.encoder.reseed(seed[0], seed[1])
         grid = self.encoder.model(tf.cast(inputs, tf.float32), training=training)  # (B, h, w, C)
         return tf.reshape(tf.cast(grid, tf.float32), [-1, self.encoder.cells, self.encoder.channels])
@@ -211,6 +210,11 @@ def trained_variables(
             )
         start = names.index(phase.encoder_from)
     return own, [v for layer in layers[start:] for v in layer.trainable_variables]
+
+
+def _figures(sums: Any, weights: Any) -> Figures:
+    nats, correct, words = map(float, sums)
+    return Figures(nats, correct, words, captions=float(np.count_nonzero(weights[:, :, 0])))
 
 
 def _as_batch(words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:

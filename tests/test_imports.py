@@ -15,7 +15,7 @@ PACKAGE = ROOT / "captioner"
 
 # A module imports only from modules that stand after it.
 ORDER = [
-    *("cli", "usage", "commands", "train", "signals", "evaluate", "plots", "predict", "captions"),
+    *("cli", "usage", "commands", "train", "loop", "signals", "evaluate", "plots", "predict", "captions"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "features", "shards", "encoders", "backbones", "optimisers"),
     *("search", "search_loop", "metrics", "cider", "scenes", "phrases", "images"),

@@ -1,0 +1,237 @@
+"""The epochs of one phase: train, judge on the dev pictures, keep the best, save where it stands.
+
+In: batches, compiled steps, the dev pictures. Out: weights, and in the run folder `history.jsonl`,
+`loss.png`, `latest/` and `best/`. A step depends on its number and on the weights alone, so an epoch may be
+left after any step and gone on with later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from captioner.batches import TrainingBatches
+from captioner.checkpoints import Run
+from captioner.config import PhaseConfig
+from captioner.encoders import Encoder
+from captioner.evaluate import score_captions
+from captioner.features import FeatureStore
+from captioner.latest import Latest
+from captioner.predict import Captioner
+from captioner.progress import bar, duration, say
+from captioner.rewards import CaptionReward
+from captioner.signals import Interrupted, StopRequest
+from captioner.steps import Figures, Steps
+
+
+class State(tf.Module):
+    """Where a phase stands; saved with every checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__(name="state")
+        self.epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # finished epochs
+        self.step = tf.Variable(0, dtype=tf.int64, trainable=False)  # finished steps of the epoch under way
+        self.best = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)  # selected score
+        self.best_epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # of this phase; 0: none yet
+        self.sums = tf.Variable(np.zeros(len(Figures._fields)), trainable=False)  # of the epoch under way
+        self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)  # spent on it so far
+
+    def note(self, epoch: int, step: int, sums: Figures, seconds: float) -> None:
+        """So many epochs, and so many steps of the next, are done."""
+        self.epoch.assign(epoch)
+        self.step.assign(step)
+        self.sums.assign(np.array(sums, np.float64))
+        self.seconds.assign(seconds)
+
+
+@dataclass
+class Dev:
+    """The pictures that each epoch is judged on.
+
+    Args:
+        batches: of all their captions, unchanged.
+        references: picture id to its captions.
+        captioner: of the networks in training.
+    """
+
+    batches: TrainingBatches
+    references: Mapping[str, Sequence[str]]
+    captioner: Captioner
+
+    def figures(self, steps: Steps) -> Figures:
+        """Teacher-forced, with the present weights."""
+        figures = Figures()
+        for batch in self.batches.epoch(0):
+            figures = figures.plus(steps.dev(batch))
+        return figures
+
+    def scores(self) -> dict[str, float]:
+        """Of the captions that the present weights write."""
+        source, ids = self.batches.source, self.batches.table.ids
+        store = source if isinstance(source, FeatureStore) else _Encoding(source, self.captioner.encoder)
+        captions = self.captioner.caption_features(store, ids)
+        return score_captions([self.references[i] for i in ids], [caption.text for caption in captions])
+
+
+@dataclass
+class Loop:
+    """The epochs of a phase.
+
+    Args:
+        run: where everything is kept; locked by the caller.
+        name: of the phase.
+        batches: of the training pictures.
+        dev: what each epoch is judged on.
+        steps: compiled, with the networks and their updater.
+        latest: checkpoints of all that changes, `state` included.
+        state: where the phase stands.
+        reward: of sampled captions, if that is the objective.
+        quiet: no bars, no narration.
+    """
+
+    run: Run
+    name: str
+    batches: TrainingBatches
+    dev: Dev
+    steps: Steps
+    latest: Latest
+    state: State
+    reward: CaptionReward | None = None
+    quiet: bool = False
+
+    def run_epochs(self, stop: StopRequest) -> None:
+        """Every epoch that is still to be done.
+
+        Raises:
+            Interrupted: `stop` was requested; everything is saved.
+        """
+        phase = self.steps.phase
+        say(headline(self.name, phase, self.batches.steps, int(self.state.epoch)), quiet=self.quiet)
+        while int(self.state.epoch) < phase.epochs and not self.out_of_patience():
+            self.run_epoch(stop)
+
+    def out_of_patience(self) -> bool:
+        """Whether the dev score has not risen for as many epochs as the phase allows."""
+        waited = int(self.state.epoch) - int(self.state.best_epoch)
+        return bool(self.steps.phase.patience) and waited >= self.steps.phase.patience
+
+    def run_epoch(self, stop: StopRequest) -> None:
+        """Train one epoch (or the rest of one), judge it, keep it."""
+        epoch, done = int(self.state.epoch), int(self.state.step)
+        sums, started, saved = Figures(*self.state.sums.numpy()), time.monotonic(), time.monotonic()
+        before = float(self.state.seconds)
+        title = f"{self.name} {epoch + 1}/{self.steps.phase.epochs}"
+        with bar(self.batches.steps, "steps", title, self.quiet, done=done) as progress:
+            for step, figures in self._train_steps(epoch, done):
+                sums = sums.plus(figures)
+                seconds = before + time.monotonic() - started
+                progress.update(1, **_shown(sums, seconds))
+                minutes = (time.monotonic() - saved) / 60
+                if stop.requested or minutes >= self.run.config.train.save_minutes:
+                    self.state.note(epoch, step + 1, sums, seconds)
+                    self.latest.save()
+                    saved = time.monotonic()
+                if stop.requested:
+                    raise Interrupted(self.run.folder, stop.requested)
+        seconds = before + time.monotonic() - started
+        self._judge(epoch, sums, seconds)
+        self.state.note(epoch + 1, 0, Figures(), 0.0)
+        self.latest.save()
+        from captioner.plots import plot_history  # here: matplotlib is slow to load
+
+        plot_history(self.run.history(), self.run.folder / "loss.png", select=self.run.config.train.select)
+
+    def _train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, Figures]]:
+        plan = self.batches.plan(epoch)
+        for step, batch in enumerate(self.batches.epoch(epoch, skip=done), start=done):
+            number = epoch * self.batches.steps + step
+            if self.reward is None:
+                yield step, self.steps.train(batch, number)
+            else:
+                yield step, self.steps.reinforce(batch, number, plan[step], self.reward)
+
+    def _judge(self, epoch: int, sums: Figures, seconds: float) -> None:
+        """Dev loss and dev captions of the (averaged) weights; history; the best is kept."""
+        updater = self.steps.updater
+        if updater.averages:
+            updater.swap_averages()
+        dev = self.dev.figures(self.steps)
+        found: dict[str, Any] = {
+            "phase": self.name,
+            "epoch": epoch + 1,
+            "train_loss": _mean(sums.nats, sums.words),
+            "dev_loss": _mean(dev.nats, dev.words),
+            "train_accuracy": _mean(sums.correct, sums.words),
+            "dev_accuracy": _mean(dev.correct, dev.words),
+            **self.dev.scores(),
+            "reward": _mean(sums.reward, sums.samples),
+            "learning_rate": updater.learning_rate(),
+            "captions_per_second": _mean(sums.captions, seconds),
+            "seconds": seconds,
+        }
+        entry = {key: value for key, value in found.items() if value is not None}
+        select = self.run.config.train.select
+        selected = -entry["dev_loss"] if select == "loss" else entry[select]
+        self.run.append_history(entry)
+        better = selected > float(self.state.best)
+        if better:
+            self.state.best.assign(selected)
+            self.state.best_epoch.assign(epoch + 1)
+            self.run.save_best(self.steps.decoder, self.steps.encoder, {**entry, "selected": selected})
+        if updater.averages:
+            updater.swap_averages()
+        say(verdict(entry, better), quiet=self.quiet)
+
+
+class _Encoding:
+    """Features of pictures as the encoder in training sees them now."""
+
+    def __init__(self, pictures: Any, encoder: Encoder) -> None:
+        self.pictures, self.encoder = pictures, encoder
+
+    def read(self, ids: list[str]) -> np.ndarray:
+        return np.asarray(self.encoder.encode(self.pictures.read(ids)))
+
+
+def headline(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
+    """What a phase is about to do.
+
+    >>> headline("decoder", PhaseConfig(epochs=3), 40, 0)
+    'phase decoder: cross_entropy, trains the decoder, 3 epochs of 40 steps'
+    """
+    parts = " and ".join(phase.trains)
+    going_on = f", going on after epoch {done}" if done else ""
+    work = f"{phase.epochs} epochs of {steps} steps"
+    return f"phase {name}: {phase.objective}, trains the {parts}, {work}{going_on}"
+
+
+def verdict(entry: Mapping[str, Any], better: bool) -> str:
+    """What an epoch gave, in a line."""
+    parts = [f"loss {entry['train_loss']:.3f}"] if "train_loss" in entry else []
+    parts += [f"reward {entry['reward']:.1f}"] if "reward" in entry else []
+    parts += [
+        f"dev loss {entry['dev_loss']:.3f} nats per word",
+        f"BLEU-4 {entry['bleu4']:.1f}",
+        f"CIDEr {entry['cider']:.1f}",
+        f"{entry['captions_per_second']:.0f} captions/s",
+        f"{duration(entry['seconds'])}{' (best so far)' if better else ''}",
+    ]
+    return f"{entry['phase']} epoch {entry['epoch']}: {', '.join(parts)}"
+
+
+def _shown(sums: Figures, seconds: float) -> dict[str, float]:
+    shown: dict[str, float] = {}
+    if sums.words:
+        shown = {"loss": sums.nats / sums.words, "words_per_second": round(sums.words / max(seconds, 1e-9))}
+    if sums.samples:
+        shown["reward"] = sums.reward / sums.samples
+    return shown
+
+
+def _mean(total: float, count: float) -> float | None:
+    return total / count if count else None
