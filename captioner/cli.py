@@ -30,34 +30,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and gives its exit code; every error that a user can mend is one sentence on stderr."""
     _use_utf8()
     try:
-        return _run(list(sys.argv[1:] if arguments is None else arguments))
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()  # here, where a broken pipe is still caught
+        return code
     except CaptionerError as error:
         stopped = error.exit_code > 128  # by a signal, as asked: nothing is wrong
         print(str(error) if stopped else f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
-            "stopped (Ctrl-C); files already written are whole, the same command does the rest",
-            file=sys.stderr,
+            "stopped (Ctrl-C); what is written is whole, and the same command begins again", file=sys.stderr
         )
         return 130
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except SystemExit as end:  # argparse, after --help and --version
-        return int(end.code or 0)
 
 
 def _run(arguments: list[str]) -> int:
     if not arguments:
         print(GREETING)
         return 0
-    parsed = parse(arguments)
+    try:
+        parsed = parse(arguments)
+    except SystemExit as end:  # argparse, after --help and --version
+        return int(end.code or 0)
     from captioner import commands  # brings Pillow and NumPy: not for `--help`
 
     code: int = getattr(commands, parsed.command)(parsed)
-    sys.stdout.flush()  # here, where a broken pipe is still caught
     return code
 
 

@@ -188,7 +188,7 @@ def _silent_stderr() -> Iterator[None]:
         os.dup2(file.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             file.seek(0)
             os.write(kept, file.read())
             raise

@@ -176,18 +176,19 @@ def suspicions(
         return []
     found = []
     text, times = Counter(captions).most_common(1)[0]
-    if len(set(captions)) < ALIKE_SHARE * len(captions):
+    different = len(set(captions))
+    if different < ALIKE_SHARE * len(captions):
         found.append(
-            f"only {len(set(captions))} different captions for {len(captions)} pictures "
-            f'(the most frequent, {times} times: "{text}"): the model hardly looks'
+            f"only {different} different captions for {len(captions)} pictures, the most frequent {times} times "
+            f'("{text}"): the model hardly looks'
         )
     if chance is not None and chance["cider"] >= CHANCE_SHARE * scores["cider"]:
         found.append(
-            f"CIDEr is {scores['cider']:.1f}, and {chance['cider']:.1f} with the pictures shuffled: "
-            "the captions say little about their own picture"
+            f"CIDEr is {scores['cider']:.1f}, and {chance['cider']:.1f} with the pictures shuffled: the "
+            "captions say little about their own picture"
         )
-    if times and not text:
-        found.append(f"{times} captions are empty")
+    if empty := sum(not caption for caption in captions):
+        found.append(f"{empty} captions are empty")
     return found
 
 

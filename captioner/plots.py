@@ -213,13 +213,11 @@ def _best(history: Sequence[Mapping[str, Any]], select: str) -> int | None:
 
 
 def _shown(pixels: np.ndarray) -> np.ndarray:
-    """At a size that suits a drawing."""
+    """At the size of a drawing: large ones would only weigh, small ones would look like mosaics."""
     picture = Image.fromarray(pixels)
     scale = _SHOWN_PIXELS / max(picture.size)
-    if scale < 1:
-        size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-        picture = picture.resize(size, Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
 
 
 def _lit(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Trains a captioner: what `captioner train` does, as a program to read and to change.
+
+python scripts/train_captioner.py flickr8k-frozen --data DATA --run runs/frozen --set decoder.units=256
+"""
+
+import argparse
+import sys
+
+from captioner.config import load_config
+from captioner.errors import CaptionerError
+from captioner.reports import epoch_name, scores_line
+from captioner.train import train
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("recipe", help="name of a recipe, or a .toml file")
+    parser.add_argument("--data", required=True, help="folder of captioned pictures")
+    parser.add_argument("--run", required=True, help="folder for what the training leaves behind")
+    parser.add_argument("--resume", action="store_true", help="go on where a stopped training was")
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
+    arguments = parser.parse_args()
+    config = load_config(arguments.recipe, arguments.set)
+    run = train(config, arguments.data, arguments.run, resume=arguments.resume)
+    for epoch in run.history():
+        print(f"{epoch_name(epoch)}: {scores_line(epoch)}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except CaptionerError as error:
+        sys.exit(f"error: {error}")
