@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +109,14 @@ class Encoder:
         return self._encode[pixels.dtype](pixels)
 
     def _cells(self, pixels: Any) -> Any:
-        grid = self.model(tf.cast(pixels, tf.float32), training=False)  # (B, h, w, C)
+        # Two halves side by side: operations too small for several cores get one each.
+        pixels = tf.cast(pixels, tf.float32)
+        half = tf.maximum(tf.shape(pixels)[0] // 2, 1)
+        first = self.model(pixels[:half], training=False)  # (B, h, w, C)
+        rest = tf.cond(
+            tf.shape(pixels)[0] > 1, lambda: self.model(pixels[half:], training=False), lambda: first[:0]
+        )
+        grid = tf.concat([first, rest], 0)
         return tf.reshape(tf.cast(grid, tf.float32), (-1, self.cells, self.channels))  # (B, P, C)
 
     def reseed(self, seed: Any, step: Any) -> None:
@@ -212,7 +220,8 @@ def _imagenet(spec: EncoderSpec, size: int) -> Any:
         if failure is None:
             raise
         url, reason = failure.groups()
-        target = Path(keras.config.keras_home()) / "models" / url.rsplit("/", 1)[-1]
+        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+        target = home / "models" / url.rsplit("/", 1)[-1]
         raise EncoderError(
             f"encoder {spec.name}: cannot download its ImageNet weights ({reason.strip()}); fetch {url} "
             f"where there is internet and put it at {target}, or set encoder.weights to where you put it"

@@ -6,6 +6,8 @@ reward. Randomness comes from (seed, step) alone.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +18,7 @@ from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder
 from captioner.errors import ConfigError, unknown_name
 from captioner.losses import caption_loss, reward_loss
+from captioner.machine import cores
 from captioner.optimisers import Updater
 from captioner.recurrence import Tensor
 from captioner.rewards import CaptionReward
@@ -54,6 +57,7 @@ class Steps:
     ) -> None:
         self.config, self.phase = config, phase
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
+        self._cores = cores()
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
         # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
@@ -66,17 +70,20 @@ class Steps:
         """One step of cross entropy (or a loss of one's own)."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        return _figures(self._train(inputs, words_in, words_out, weights, seed), weights)
+        return _figures(
+            self._train(self._towers(inputs), (inputs, words_in, words_out, weights), seed), weights
+        )
 
     def reinforce(self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward) -> Figures:
         """One step of self-critical training: sample, score, follow the advantages."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        cells, words, lengths = self._sample(inputs, seed)
+        towers = self._towers(inputs)
+        cells, words, lengths = self._sample(towers, inputs, seed)
         advantages, mean = reward(pictures.tolist(), words.numpy(), lengths.numpy())
         looked_at = inputs if "encoder" in self.phase.trains else cells  # a frozen encoder looks once
-        references = (words_in, words_out, weights)
-        figures = self._reinforce(looked_at, words, lengths, advantages / 100, references, seed)
+        sampled = _as_batch(words, lengths, advantages / 100)
+        figures = self._reinforce(towers, (looked_at, *sampled), (words_in, words_out, weights), seed)
         count = float(lengths.shape[0] * lengths.shape[1])
         nats, correct, real = map(float, figures)
         return Figures(nats, correct, real, captions=count, reward=mean * count, samples=count)
@@ -88,74 +95,84 @@ class Steps:
 
     # Graphs.
 
-    def _train_graph(
-        self, inputs: Tensor, words_in: Tensor, words_out: Tensor, weights: Tensor, seed: Tensor
-    ) -> Any:
-        variables = [
-            tf.convert_to_tensor(v) if not hasattr(v, "value") else v.value
-            for v in self.updater.variables_trained
-        ]
-        cells = inputs if "encoder" in self.phase.trains else self._cells(inputs, seed)
+    def _towers(self, inputs: Tensor) -> int:
+        """Parts of the batch that run side by side, one a core."""
+        return min(self._cores, inputs.shape[0])
+
+    def _train_graph(self, towers: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
+        variables = [v.value for v in self.updater.variables_trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            if "encoder" in self.phase.trains:
-                cells = self._cells(inputs, seed)
-            packed = self.decoder.packed_logits(
-                (cells, words_in), words_out, weights, self._dropout_seed(seed)
-            )
-            loss = caption_loss(packed, self.phase)
-            objective = loss.objective + self._penalty()
+            losses = [
+                self._tower_loss(part, seed + [0, number * 104_729])
+                for number, part in enumerate(_parts(towers, batch))
+            ]
+            words = tf.add_n([loss.words for loss in losses])
+            objective = tf.add_n([loss.objective * loss.words for loss in losses]) / words + self._penalty()
         self.updater.apply(tape.gradient(objective, variables))
-        return loss.nats, loss.correct, loss.words
+        return tf.add_n([loss.nats for loss in losses]), tf.add_n([loss.correct for loss in losses]), words
 
-    def _sample_graph(self, inputs: Tensor, seed: Tensor) -> Any:
+    def _tower_loss(self, part: Any, seed: Tensor) -> Any:
+        """The loss of a part of the batch."""
+        inputs, words_in, words_out, weights = part
         cells = self._cells(inputs, seed)
-        memory = self.decoder.prepare(cells)
-        options = SearchOptions(
-            beam=1,
-            max_words=self.config.decode.max_words,
-            temperature=self.phase.temperature,
-            return_attention=False,
-        )
-        found = sample(
-            lambda words, state: self.decoder.step(words, state, memory),
-            self.decoder.initial_state(memory),
-            pictures=tf.shape(cells)[0],
-            samples=self.phase.samples,
-            options=options,
-            seed=seed[0] * 1_000_003 + seed[1],
-        )
-        return cells, found.words, found.lengths
+        packed = self.decoder.packed_logits((cells, words_in), words_out, weights, self._dropout_seed(seed))
+        return caption_loss(packed, self.phase)
+
+    def _sample_graph(self, towers: int, inputs: Tensor, seed: Tensor) -> Any:
+        parts = []
+        for number, (part,) in enumerate(_parts(towers, (inputs,))):
+            cells = self._cells(part, seed)
+            memory = self.decoder.prepare(cells)
+            options = SearchOptions(
+                beam=1, max_words=self.config.decode.max_words, temperature=self.phase.temperature
+            )
+            found = sample(
+                partial(self._step, memory),
+                self.decoder.initial_state(memory),
+                pictures=tf.shape(cells)[0],
+                samples=self.phase.samples,
+                options=options,
+                seed=(seed[0] * 1_000_003 + seed[1]) * towers + number,
+            )
+            parts.append((cells, found.words, found.lengths))
+        B = tf.shape(inputs)[0]
+        place = tf.argsort(tf.concat([tf.range(number, B, towers) for number in range(towers)], 0))
+        return tuple(tf.gather(tf.concat(part, 0), place) for part in zip(*parts, strict=True))
+
+    def _step(self, memory: Any, words: Tensor, state: Tensor) -> Any:
+        return self.decoder.step(words, state, memory)
 
     def _reinforce_graph(
-        self,
-        inputs: Tensor,
-        words: Tensor,
-        lengths: Tensor,
-        advantages: Tensor,
-        references: Any,
-        seed: Tensor,
+        self, towers: int, batch: tuple[Tensor, ...], references: tuple[Tensor, ...], seed: Tensor
     ) -> Any:
-        variables = [v.value if hasattr(v, "value") else v for v in self.updater.variables_trained]
-        words_in, words_out, mask = _as_batch(words, lengths)
-        weights = mask * tf.cast(advantages, tf.float32)[:, :, None]  # (B, K, T + 1)
+        variables = [v.value for v in self.updater.variables_trained]
+        mixed = self.phase.cross_entropy
+        losses, total = [], tf.reduce_sum(tf.cast(batch[2] > 0, tf.float32))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            cells = self._cells(inputs, seed)
-            packed = self.decoder.packed_logits(
-                (cells, words_in), words_out, weights, self._dropout_seed(seed)
-            )
-            objective = reward_loss(packed, tf.reduce_sum(mask)) + self._penalty()
-            if self.phase.cross_entropy:
+            objective = self._penalty()
+            for number, part in enumerate(_parts(towers, (*batch, *references))):
+                own = seed + [0, number * 104_729]
+                cells = self._cells(part[0], own)
                 packed = self.decoder.packed_logits(
-                    (cells, references[0]), references[1], references[2], self._dropout_seed(seed)
+                    (cells, part[1]), part[2], part[3], self._dropout_seed(own)
                 )
-                loss = caption_loss(packed, self.phase)
-                objective += self.phase.cross_entropy * loss.objective
+                objective += reward_loss(packed, total)
+                if mixed:
+                    packed = self.decoder.packed_logits(
+                        (cells, part[4]), part[5], part[6], self._dropout_seed(own)
+                    )
+                    losses.append(caption_loss(packed, self.phase))
+            if mixed:
+                count = tf.add_n([loss.words for loss in losses])
+                objective += mixed * tf.add_n([loss.objective * loss.words for loss in losses]) / count
         self.updater.apply(tape.gradient(objective, variables))
-        if self.phase.cross_entropy:
-            return loss.nats, loss.correct, loss.words
-        return tf.constant(0.0), tf.constant(0.0), tf.constant(0.0)
+        if not mixed:
+            return tf.constant(0.0), tf.constant(0.0), tf.constant(0.0)
+        return tuple(
+            tf.add_n([getattr(loss, name) for loss in losses]) for name in ("nats", "correct", "words")
+        )
 
     def _dev_graph(self, inputs: Tensor, words_in: Tensor, words_out: Tensor, weights: Tensor) -> Any:
         cells = self._cells(inputs, None)
@@ -183,6 +200,16 @@ class Steps:
         if strength and self.updater.groups[1]:
             total += strength * tf.add_n([tf.reduce_sum(tf.square(v)) for v in self.updater.groups[1]])
         return total
+
+
+def use_cores_side_by_side() -> None:
+    """One thread an operation and several operations at once: a step is many small ones, in `towers`.
+
+    Where TensorFlow is in use already (a notebook), its threads stay as they are; steps are only slower.
+    """
+    with suppress(RuntimeError):
+        tf.config.threading.set_intra_op_parallelism_threads(1)
+        tf.config.threading.set_inter_op_parallelism_threads(cores())
 
 
 def trained_variables(
@@ -217,17 +244,21 @@ def _figures(sums: Any, weights: Any) -> Figures:
     return Figures(nats, correct, words, captions=float(np.count_nonzero(weights[:, :, 0])))
 
 
-def _as_batch(words: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples (B, K, T) as words_in, words_out and mask (B, K, T + 1); those cut off get no end word."""
+def _parts(towers: int, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:
+    """The batch dealt out, so that each part has long and short captions."""
+    return [[x[number::towers] for x in batch] for number in range(towers)]
+
+
+def _as_batch(words: Tensor, lengths: Tensor, advantages: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples (B, K, T) as words_in, words_out and weights (B, K, T + 1); those cut off get no end word."""
     T = tf.shape(words)[2]
-    start = tf.fill([*tf.unstack(tf.shape(words)[:2]), 1], START)
     lengths = lengths[:, :, None]
-    words_in = tf.concat([start, words], 2)
-    words_out = tf.pad(words, [[0, 0], [0, 0], [0, 1]])
     place = tf.range(T + 1)[None, None]
-    words_out = tf.where(place == lengths, END, words_out)
     real = place < tf.minimum(lengths + 1, T)
-    return tf.where(real, words_in, 0), tf.where(real, words_out, 0), tf.cast(real, tf.float32)
+    words_in = tf.pad(words, [[0, 0], [0, 0], [1, 0]], constant_values=START)
+    words_out = tf.where(place == lengths, END, tf.pad(words, [[0, 0], [0, 0], [0, 1]]))
+    weights = tf.cast(real, tf.float32) * tf.cast(advantages, tf.float32)[:, :, None]
+    return tf.where(real, words_in, 0), tf.where(real, words_out, 0), weights
 
 
 def _plain(phase: PhaseConfig) -> PhaseConfig:

@@ -33,7 +33,7 @@ from captioner.predict import Captioner
 from captioner.progress import recording, say
 from captioner.rewards import CaptionReward
 from captioner.signals import stop_requests
-from captioner.steps import Steps, trained_variables
+from captioner.steps import Steps, trained_variables, use_cores_side_by_side
 from captioner.vocabulary import END, Vocabulary
 
 __all__ = ["train"]
@@ -57,6 +57,7 @@ def train(
     Raises:
         CaptionerError: bad data or configuration; a damaged run; an interruption, which says how to go on.
     """
+    use_cores_side_by_side()
     _check_names(config)
     run = Run.open(folder) if resume else None
     splits = _load_splits(config, data, run)
