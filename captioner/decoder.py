@@ -14,6 +14,7 @@ them to 1e-5.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -22,6 +23,8 @@ import tensorflow as tf
 
 from captioner.config import DecoderConfig
 from captioner.errors import RunError
+from captioner.optimisers import load_regularizer
+from captioner.packing import active_pictures
 from captioner.recurrence import Recurrence, Tensor, Weights
 
 
@@ -118,14 +121,17 @@ class CaptionDecoder(keras.Model):
                 tf.ones([tf.shape(features)[0], 1, self.channels]), self.config.grid_dropout, seed, 0
             )
             features *= kept
-        projected = self._product(features, self.grid_kernel) + self.grid_bias  # (B, P, A + D)
-        if self.sentinel is not None:
-            extra = tf.repeat(self.sentinel[None], tf.shape(features)[0], axis=0)
-            projected = tf.concat([projected, extra], 1)  # (B, P + 1, A + D)
-        A = self.config.units
-        cells, split = tf.shape(projected)[1], self.recurrence._split
-        keys = split(projected[..., :A], cells)  # (B, H, P, A/H)
-        values = split(tf.nn.relu(projected[..., A:]), cells)  # (B, H, P, D/H)
+        A, cells = self.config.units, tf.shape(features)[1]
+        parts = []
+        for columns in (slice(None, A), slice(A, None)):  # the kernel is cut, not the larger product
+            part = self._affine(features, self.grid_kernel[:, columns], self.grid_bias[columns])
+            if self.sentinel is not None:
+                extra = tf.repeat(self.sentinel[None, :, columns], tf.shape(features)[0], axis=0)
+                part = tf.concat([part, extra], 1)  # (B, P + 1, ·)
+            parts.append(part)
+        cells += self.sentinel is not None
+        keys = self.recurrence.split(parts[0], cells)  # (B, H, P, A/H)
+        values = self.recurrence.split(tf.nn.relu(parts[1]), cells)  # (B, H, P, D/H)
         static = features.shape[1] + (self.sentinel is not None) if features.shape[1] is not None else None
         for part in (keys, values):
             part.set_shape([None, None, static, None])
@@ -133,7 +139,7 @@ class CaptionDecoder(keras.Model):
 
     def initial_state(self, memory: Memory) -> Tensor:
         """(B, U): the state before the first word, from the mean of the grid."""
-        return tf.tanh(self._product(memory.mean, self.start_kernel) + self.start_bias)
+        return tf.tanh(self._affine(memory.mean, self.start_kernel, self.start_bias))
 
     # Word by word, for search.
 
@@ -149,18 +155,30 @@ class CaptionDecoder(keras.Model):
             logits (N, V), state (N, U), attention (N, P): over the cells; with a sentinel the
             rest to 1 is its.
         """
+        return self.stepper(memory)(words, state)
+
+    def stepper(self, memory: Memory) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """`step` for a search over these pictures; what stays from word to word is made here, once."""
         B = tf.shape(memory.keys)[0]
-        embedded = tf.gather(self.embedding, words)  # (N, E)
-        inputs = self._product(embedded, self.input_kernel) + self.input_bias  # (N, 3U)
-        rows = [tf.reshape(x, [B, -1, x.shape[-1]]) for x in (state, inputs)]  # (B, K, ·)
         keys, values = (tf.cast(x, self.products) for x in memory[:2])
-        new = self.recurrence.word(rows[0], rows[1], keys, values, self._weights(cast=True))
-        flat = [tf.reshape(x, [-1, x.shape[-1]]) for x in (new.state, new.context)]  # (N, ·)
-        attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
-        attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
-        if self.sentinel is not None:
-            attention = attention[:, :-1]
-        return self.logits(self._outputs(*flat)), flat[0], attention
+        weights = self._weights(cast=True)
+        kernels = (self.input_kernel, self.output_kernel, self._word_matrix())
+        inner, outer, word = (tf.cast(x, self.products) for x in kernels)
+
+        def step(words: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            inputs = self._affine(tf.gather(self.embedding, words), inner, self.input_bias)  # (N, 3U)
+            rows = [tf.reshape(x, [B, -1, x.shape[-1]]) for x in (state, inputs)]  # (B, K, ·)
+            new = self.recurrence.word(rows[0], rows[1], keys, values, weights)
+            both = tf.concat([new.state, new.context], -1)  # (B, K, U + D)
+            outputs = self._affine(tf.reshape(both, [-1, both.shape[-1]]), outer, self.output_bias)
+            logits = self._affine(outputs, word, self.word_bias, self.word_kernel is None)  # (N, V)
+            attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
+            attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
+            if self.sentinel is not None:
+                attention = attention[:, :-1]
+            return logits, tf.reshape(new.state, [-1, new.state.shape[-1]]), attention
+
+        return step
 
     # All words at once, for training.
 
@@ -195,12 +213,12 @@ class CaptionDecoder(keras.Model):
         features, words_in = inputs
         memory = self.prepare(features, seed)
         by_word = [tf.transpose(x, [2, 0, 1]) for x in (words_in, words_out, weights)]  # (T, B, R)
-        active, place = _active_pictures(by_word[2])
+        active, place = active_pictures(by_word[2])
         words, targets, weights = (tf.gather_nd(x, place) for x in by_word)  # (S, R)
 
         embedded = tf.gather(self.embedding, words)  # (S, R, E)
         embedded = _dropout(embedded, self.config.dropout, seed, 1)
-        gates = self._product(embedded, self.input_kernel) + self.input_bias  # (S, R, 3U)
+        gates = self._affine(embedded, self.input_kernel, self.input_bias)  # (S, R, 3U)
         start = tf.repeat(self.initial_state(memory)[:, None], tf.shape(words)[1], axis=1)  # (B, R, U)
         states, contexts, attention = self.recurrence.run(gates, active, start, memory[:2], self._weights())
 
@@ -215,9 +233,7 @@ class CaptionDecoder(keras.Model):
 
     def logits(self, outputs: Tensor) -> Tensor:
         """(M, O) -> (M, V)."""
-        if self.word_kernel is None:
-            return self._product(outputs, self.embedding, transpose_b=True) + self.word_bias
-        return self._product(outputs, self.word_kernel) + self.word_bias
+        return self._affine(outputs, self._word_matrix(), self.word_bias, self.word_kernel is None)
 
     # Weights as plain arrays.
 
@@ -252,7 +268,10 @@ class CaptionDecoder(keras.Model):
     # Helpers.
 
     def _outputs(self, states: Tensor, contexts: Tensor) -> Tensor:
-        return self._product(tf.concat([states, contexts], -1), self.output_kernel) + self.output_bias
+        return self._affine(tf.concat([states, contexts], -1), self.output_kernel, self.output_bias)
+
+    def _word_matrix(self) -> Any:
+        return self.embedding if self.word_kernel is None else self.word_kernel
 
     def _weights(self, cast: bool = False) -> Weights:
         score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
@@ -261,14 +280,19 @@ class CaptionDecoder(keras.Model):
             matrices = [tf.cast(x, self.products) for x in matrices]
         return Weights(matrices[0], tf.convert_to_tensor(self.state_bias), matrices[1], score)
 
-    def _product(self, a: Tensor, b: Any, transpose_b: bool = False) -> Tensor:
-        return self.recurrence._product(a, tf.cast(b, self.products), transpose_b)
+    def _affine(self, a: Tensor, kernel: Any, bias: Any, transposed: bool = False) -> Tensor:
+        """a (…, X) times kernel, plus bias (Y,): (…, Y) float32."""
+        flat = tf.reshape(a, [-1, a.shape[-1]])
+        product = self.recurrence.product(flat, tf.cast(kernel, self.products), transposed)
+        product = tf.nn.bias_add(product, bias)  # its gradient sums rows much faster than that of +
+        return tf.reshape(product, [*tf.unstack(tf.shape(a)[:-1]), product.shape[-1]])
 
     def _matrix(self, name: str, rows: int, columns: int, scale: float = 0.0) -> Any:
         self._seed += 1
         glorot = keras.initializers.GlorotUniform(seed=self._seed)
         uniform = keras.initializers.RandomUniform(-scale, scale, seed=self._seed)
-        regularizer = _regularizer(self.config)
+        name_of, strength = self.config.regularizer, self.config.regularizer_strength
+        regularizer = load_regularizer(name_of, strength) if name_of else None
         return self.add_weight(
             shape=(rows, columns),
             initializer=uniform if scale else glorot,
@@ -280,32 +304,11 @@ class CaptionDecoder(keras.Model):
         return self.add_weight(shape=(size,), initializer="zeros", name=name)
 
 
-def _active_pictures(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """From weights (T, B, R): pictures active at each word (T,), and the packed rows' (word, picture) (S, 2).
-
-    A picture stays active while any picture after it does, so that any order is right.
-    """
-    used = tf.reduce_any(weights != 0, -1)  # (T, B)
-    later = tf.reverse(tf.cumsum(tf.cast(tf.reverse(used, [0, 1]), tf.int32), axis=0), [0])
-    later = tf.cumsum(later, axis=1) > 0  # (T, B), pictures reversed
-    active = tf.reduce_sum(tf.cast(later, tf.int32), 1)
-    B = tf.shape(weights)[1]
-    return active, tf.where(tf.range(B)[None] < active[:, None])
-
-
 def _dropout(x: Tensor, rate: float, seed: Tensor | None, place: int) -> Tensor:
     """Stateless dropout: the mask depends on (seed, place) alone, so a resumed run repeats it."""
     if seed is None or rate == 0:
         return x
     return tf.nn.experimental.stateless_dropout(x, rate, seed=seed + [0, place * 7919])
-
-
-def _regularizer(config: DecoderConfig) -> Any:
-    if not config.regularizer:
-        return None
-    from captioner.optimisers import load_regularizer
-
-    return load_regularizer(config.regularizer, config.regularizer_strength)
 
 
 def _long(x: Any) -> Tensor:

@@ -8,9 +8,7 @@ and every weight and grid gradient is one product over all words afterwards.
 Letters as in `decoder.py`: B pictures, R captions a picture, P cells, T words, U state units, A attention
 units, H heads, D context units; here also N pictures still described at a word, S = sum of N over the words.
 
-Packed layout: a batch's pictures stand longest caption first, so those active at word t are the first
-`active[t]`; their rows follow one another word by word, (S, R, ·). All captions of a picture sit beside each
-other, so a picture's grid is read once for all of them.
+The packed layout of rows is described in `packing.py`.
 
 GRU as in Cho et al. 2014 with the reset gate after the product (cuDNN's form); attention is scaled dot
 product (Vaswani et al. 2017, equation 1) or additive (Bahdanau et al. 2015, section A.1.2).
@@ -22,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+from captioner.packing import ByPicture, Tape, shaped
 
 Tensor = Any
 
@@ -80,11 +80,11 @@ class Recurrence:
         """
         U = state.shape[-1]
         R = tf.shape(state)[1]
-        projected = self._product(state, weights.state)  # (N, R, A + 3U)
-        query = self._split(projected[..., : -3 * U], R)  # (N, H, R, A/H)
+        projected = self.product(state, weights.state)  # (N, R, A + 3U)
+        query = self.split(projected[..., : -3 * U], R)  # (N, H, R, A/H)
         attention = tf.nn.softmax(self._scores(query, keys, weights.score))  # (N, H, R, P)
-        context = self._merge(self._product(attention, values), R)  # (N, R, D)
-        from_input = inputs + self._product(context, weights.context)  # (N, R, 3U)
+        context = self._merge(self.product(attention, values), R)  # (N, R, D)
+        from_input = inputs + self.product(context, weights.context)  # (N, R, 3U)
         from_state = projected[..., -3 * U :] + weights.state_bias  # (N, R, 3U)
         gates = tf.sigmoid(from_input[..., : 2 * U] + from_state[..., : 2 * U])  # (N, R, 2U)
         update, reset = gates[..., :U], gates[..., U:]
@@ -115,7 +115,7 @@ class Recurrence:
             cast = (tf.cast(keys, self.dtype), tf.cast(values, self.dtype))
             w = Weights(*matrices)
             w = w._replace(state=tf.cast(w.state, self.dtype), context=tf.cast(w.context, self.dtype))
-            tape = _Tape(self._forward(inputs, active, state, cast, w), cast, state.shape[-1])
+            tape = Tape(self._forward(inputs, active, state, cast, w), cast, state.shape[-1])
 
             def gradient(*upstream: Tensor) -> tuple[Tensor, ...]:
                 return self._backward(upstream, tape, active, cast, w)
@@ -151,7 +151,7 @@ class Recurrence:
         return dict(zip(names, done[2:], strict=True))
 
     def _backward(
-        self, upstream: Any, tape: _Tape, active: Tensor, memory: tuple[Tensor, Tensor], weights: Weights
+        self, upstream: Any, tape: Tape, active: Tensor, memory: tuple[Tensor, Tensor], weights: Weights
     ) -> tuple[Tensor, ...]:
         """Gradients of inputs, first state, keys, values and the four weights."""
         keys, values = memory
@@ -166,9 +166,9 @@ class Recurrence:
             d_update = d_state * (old - now.candidate) * now.update * (1 - now.update)
             d_reset = d_candidate * now.candidate_state * now.reset * (1 - now.reset)
             d_inputs = tf.concat([d_update, d_reset, d_candidate], -1)  # (N, R, 3U)
-            d_context = upstream[1][rows] + self._product(d_inputs, weights.context, transpose_b=True)
-            by_head = self._split(d_context, R)  # (N, H, R, D/H)
-            d_attention = upstream[2][rows] + self._product(by_head, values[:n], transpose_b=True)
+            d_context = upstream[1][rows] + self.product(d_inputs, weights.context, transpose_b=True)
+            by_head = self.split(d_context, R)  # (N, H, R, D/H)
+            d_attention = upstream[2][rows] + self.product(by_head, values[:n], transpose_b=True)
             d_scores = now.attention * (
                 d_attention - tf.reduce_sum(d_attention * now.attention, -1, keepdims=True)
             )
@@ -176,7 +176,7 @@ class Recurrence:
                 d_scores, now.query, keys[:n], (weights.score, d_keys, d_score)
             )
             d_gates = tf.concat([self._merge(d_query, R), d_update, d_reset, d_candidate * now.reset], -1)
-            carry = d_state * now.update + self._product(d_gates, weights.state, transpose_b=True)
+            carry = d_state * now.update + self.product(d_gates, weights.state, transpose_b=True)
             kept = (d_inputs, d_gates, by_head, d_scores)
             return (
                 t - 1,
@@ -202,18 +202,18 @@ class Recurrence:
         )
         _, d_first, d_keys, d_score, *kept = done
         widths = (3 * U, weights.state.shape[-1])
-        d_inputs, d_gates = (_shaped(a.concat(), (None, None, w)) for a, w in zip(kept, widths, strict=False))
-        d_context = _shaped(kept[2].concat(), (None, self.heads, None, values.shape[-1]))
-        d_scores = _shaped(kept[3].concat(), (None, self.heads, None, values.shape[-2]))
+        d_inputs, d_gates = (shaped(a.concat(), (None, None, w)) for a, w in zip(kept, widths, strict=False))
+        d_context = shaped(kept[2].concat(), (None, self.heads, None, values.shape[-1]))
+        d_scores = shaped(kept[3].concat(), (None, self.heads, None, values.shape[-2]))
 
-        by_picture = _ByPicture(active, B)
+        by_picture = ByPicture(active, B)
         d_values = by_picture.product(tape.packed("attention"), d_context, self.dtype)
         if self.attention == "dot":
             scale = keys.shape[-1] ** -0.5
             d_keys = by_picture.product(d_scores * scale, tape.packed("query"), self.dtype)
         d_weights = (
             self._over_words(tape.packed("before"), d_gates),
-            tf.reduce_sum(d_gates[..., -3 * U :], [0, 1]),
+            self._row_sums(d_gates)[-3 * U :],
             self._over_words(tape.packed("context"), d_inputs),
             d_score,
         )
@@ -222,7 +222,7 @@ class Recurrence:
     def _scores(self, query: Tensor, keys: Tensor, score: Tensor) -> Tensor:
         """(N, H, R, P): how well each cell answers each caption's query."""
         if self.attention == "dot":
-            return self._product(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
+            return self.product(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
         return tf.reduce_sum(_sum_tanh(query, keys) * score, -1)
 
     def _scores_back(
@@ -231,18 +231,18 @@ class Recurrence:
         """Gradient of the query; additive attention also adds up those of keys and score here."""
         score, d_keys, d_score = sums
         if self.attention == "dot":
-            return self._product(d_scores, keys) * keys.shape[-1] ** -0.5, d_keys, d_score
+            return self.product(d_scores, keys) * keys.shape[-1] ** -0.5, d_keys, d_score
         active = _sum_tanh(query, keys)  # (N, 1, R, P, A)
         d_score += tf.reduce_sum(active * d_scores[..., None], [0, 1, 2, 3])
         d_sum = d_scores[..., None] * score * (1 - active * active)  # (N, 1, R, P, A)
         d_keys = tf.pad(d_keys, [[0, tf.shape(keys)[0] - tf.shape(d_keys)[0]], [0, 0], [0, 0], [0, 0]])
         return tf.reduce_sum(d_sum, 3), d_keys + tf.reduce_sum(d_sum, 2), d_score
 
-    def _product(self, a: Tensor, b: Tensor, transpose_b: bool = False) -> Tensor:
+    def product(self, a: Tensor, b: Tensor, transpose_b: bool = False) -> Tensor:
         """Matrix product in the products' dtype, float32 out; `b` is already cast."""
         if len(b.shape) == 2 and len(a.shape) == 3:  # one large product instead of N small ones
             shape = tf.shape(a)
-            flat = self._product(tf.reshape(a, [-1, a.shape[-1]]), b, transpose_b)
+            flat = self.product(tf.reshape(a, [-1, a.shape[-1]]), b, transpose_b)
             return tf.reshape(flat, [shape[0], shape[1], flat.shape[-1]])
         return tf.cast(tf.matmul(tf.cast(a, self.dtype), b, transpose_b=transpose_b), tf.float32)
 
@@ -251,7 +251,13 @@ class Recurrence:
         a, b = (tf.cast(tf.reshape(x, [-1, x.shape[-1]]), self.dtype) for x in (a, b))
         return tf.cast(tf.matmul(a, b, transpose_a=True), tf.float32)
 
-    def _split(self, x: Tensor, R: Tensor) -> Tensor:
+    @staticmethod
+    def _row_sums(x: Tensor) -> Tensor:
+        """(S, R, X) -> (X,): the gradient of a bias, as a product because sums over leading axes are slow."""
+        flat = tf.reshape(x, [-1, x.shape[-1]])
+        return tf.matmul(tf.ones([1, tf.shape(flat)[0]]), flat)[0]
+
+    def split(self, x: Tensor, R: Tensor) -> Tensor:
         """(N, R, H * d) -> (N, H, R, d)."""
         H, d = self.heads, x.shape[-1] // self.heads
         if H == 1:
@@ -263,55 +269,6 @@ class Recurrence:
         if self.heads > 1:
             x = tf.transpose(x, [0, 2, 1, 3])
         return tf.reshape(x, [-1, R, self.heads * x.shape[-1]])
-
-
-class _Tape:
-    """The stored activations, with the static shapes that a TensorArray forgets."""
-
-    def __init__(self, arrays: dict[str, Any], memory: tuple[Tensor, Tensor], U: int) -> None:
-        (_, H, P, A), (_, _, _, D) = (x.shape for x in memory)
-        special: dict[str, Any] = {"query": (None, H, None, A), "attention": (None, H, None, P)}
-        special["context"] = (None, None, H * D)
-        self.arrays = arrays
-        self.shapes = {name: special.get(name, (None, None, U)) for name in arrays}
-
-    def read(self, name: str, t: Tensor) -> Tensor:
-        """One word's rows, (N, …)."""
-        return _shaped(self.arrays[name].read(t), self.shapes[name])
-
-    def packed(self, name: str) -> Tensor:
-        """All words' rows, (S, …)."""
-        return _shaped(self.arrays[name].concat(), self.shapes[name])
-
-
-def _shaped(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    x.set_shape(shape)
-    return x
-
-
-class _ByPicture:
-    """Sums over a picture's words and captions, from packed rows."""
-
-    def __init__(self, active: Tensor, B: Tensor) -> None:
-        on = tf.range(B)[:, None] < active[None]  # (B, T)
-        place = tf.cumsum(active, exclusive=True)[None] + tf.range(B)[:, None]
-        self.place = tf.where(on, place, 0)  # (B, T): packed row, 0 where there is none
-        self.on = tf.cast(on, tf.float32)[:, :, None, None, None]
-
-    def product(self, a: Tensor, b: Tensor, dtype: Any) -> Tensor:
-        """(S, H, R, P), (S, H, R, d) -> (B, H, P, d): sum over words and captions of a times b."""
-        a = tf.gather(a, self.place) * self.on  # (B, T, H, R, P); the narrow factor masks both
-        b = tf.gather(tf.cast(b, dtype), self.place)  # (B, T, H, R, d)
-        a, b = self._flat(tf.cast(a, dtype)), self._flat(b)
-        return tf.cast(tf.matmul(a, b, transpose_a=True), tf.float32)
-
-    @staticmethod
-    def _flat(x: Tensor) -> Tensor:
-        """(B, T, H, R, d) -> (B, H, T * R, d)."""
-        B, H, d = tf.shape(x)[0], x.shape[2], x.shape[4]
-        if H != 1:
-            x = tf.transpose(x, [0, 2, 1, 3, 4])
-        return tf.reshape(x, [B, H, -1, d])
 
 
 def _sum_tanh(query: Tensor, keys: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ reward. Randomness comes from (seed, step) alone.
 from __future__ import annotations
 
 from contextlib import suppress
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,29 +60,25 @@ class Steps:
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
         # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
-        self._train = tf.function(self._train_graph, reduce_retracing=True, autograph=False)
-        self._dev = tf.function(self._dev_graph, reduce_retracing=True, autograph=False)
-        self._sample = tf.function(self._sample_graph, reduce_retracing=True, autograph=False)
-        self._reinforce = tf.function(self._reinforce_graph, reduce_retracing=True, autograph=False)
+        self._graphs: dict[Any, Any] = {}
 
     def train(self, batch: Any, step: int) -> Figures:
         """One step of cross entropy (or a loss of one's own)."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        return _figures(
-            self._train(self._towers(inputs), (inputs, words_in, words_out, weights), seed), weights
-        )
+        return _figures(self._run(self._train_graph, (inputs, words_in, words_out, weights), seed), weights)
 
     def reinforce(self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward) -> Figures:
         """One step of self-critical training: sample, score, follow the advantages."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        towers = self._towers(inputs)
-        cells, words, lengths = self._sample(towers, inputs, seed)
+        cells, words, lengths = self._run(self._sample_graph, (inputs,), seed)
         advantages, mean = reward(pictures.tolist(), words.numpy(), lengths.numpy())
+        advantages[~np.asarray(weights).any((1, 2))] = 0  # pictures that could not be read
         looked_at = inputs if "encoder" in self.phase.trains else cells  # a frozen encoder looks once
         sampled = _as_batch(words, lengths, advantages / 100)
-        figures = self._reinforce(towers, (looked_at, *sampled), (words_in, words_out, weights), seed)
+        references = (words_in, words_out, weights)
+        figures = self._run(self._reinforce_graph, (looked_at, *sampled), references, seed)
         count = float(lengths.shape[0] * lengths.shape[1])
         nats, correct, real = map(float, figures)
         return Figures(nats, correct, real, captions=count, reward=mean * count, samples=count)
@@ -91,13 +86,25 @@ class Steps:
     def dev(self, batch: Any) -> Figures:
         """Teacher-forced figures without any change."""
         (inputs, words_in), words_out, weights = batch
-        return _figures(self._dev(inputs, words_in, words_out, weights), weights)
+        return _figures(self._run(self._dev_graph, (inputs, words_in, words_out, weights)), weights)
 
     # Graphs.
 
-    def _towers(self, inputs: Tensor) -> int:
-        """Parts of the batch that run side by side, one a core."""
-        return min(self._cores, inputs.shape[0])
+    def _run(self, graph: Any, batch: tuple[Any, ...], *rest: Any) -> Any:
+        """Calls a graph with the number of parts that run side by side, one a core, and the batch.
+
+        It is traced for batches of every size at once: a graph of the first batch's own sizes could round
+        otherwise, and a resumed training begins with another batch.
+        """
+        towers = min(self._cores, batch[0].shape[0])
+        if (graph, towers) not in self._graphs:
+            inputs, *captions = tf.nest.map_structure(_any_size, (*batch, *rest))
+            inputs = tf.TensorSpec([None, *batch[0].shape[1:]], batch[0].dtype)
+            signature = [(inputs, *captions[: len(batch) - 1]), *captions[len(batch) - 1 :]]
+            self._graphs[graph, towers] = tf.function(
+                partial(graph, towers), input_signature=signature, autograph=False
+            )
+        return self._graphs[graph, towers](batch, *rest)
 
     def _train_graph(self, towers: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
         variables = [v.value for v in self.updater.variables_trained]
@@ -108,9 +115,10 @@ class Steps:
                 for number, part in enumerate(_parts(towers, batch))
             ]
             words = tf.add_n([loss.words for loss in losses])
-            objective = tf.add_n([loss.objective * loss.words for loss in losses]) / words + self._penalty()
+            total = tf.add_n([loss.objective * loss.words for loss in losses])
+            objective = tf.math.divide_no_nan(total, words) + self._penalty()
         self.updater.apply(tape.gradient(objective, variables))
-        return tf.add_n([loss.nats for loss in losses]), tf.add_n([loss.correct for loss in losses]), words
+        return _sums(losses)
 
     def _tower_loss(self, part: Any, seed: Tensor) -> Any:
         """The loss of a part of the batch."""
@@ -119,16 +127,16 @@ class Steps:
         packed = self.decoder.packed_logits((cells, words_in), words_out, weights, self._dropout_seed(seed))
         return caption_loss(packed, self.phase)
 
-    def _sample_graph(self, towers: int, inputs: Tensor, seed: Tensor) -> Any:
+    def _sample_graph(self, towers: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
         parts = []
-        for number, (part,) in enumerate(_parts(towers, (inputs,))):
+        for number, (part,) in enumerate(_parts(towers, batch)):
             cells = self._cells(part, seed)
             memory = self.decoder.prepare(cells)
             options = SearchOptions(
                 beam=1, max_words=self.config.decode.max_words, temperature=self.phase.temperature
             )
             found = sample(
-                partial(self._step, memory),
+                self.decoder.stepper(memory),
                 self.decoder.initial_state(memory),
                 pictures=tf.shape(cells)[0],
                 samples=self.phase.samples,
@@ -136,12 +144,9 @@ class Steps:
                 seed=(seed[0] * 1_000_003 + seed[1]) * towers + number,
             )
             parts.append((cells, found.words, found.lengths))
-        B = tf.shape(inputs)[0]
+        B = tf.shape(batch[0])[0]
         place = tf.argsort(tf.concat([tf.range(number, B, towers) for number in range(towers)], 0))
         return tuple(tf.gather(tf.concat(part, 0), place) for part in zip(*parts, strict=True))
-
-    def _step(self, memory: Any, words: Tensor, state: Tensor) -> Any:
-        return self.decoder.step(words, state, memory)
 
     def _reinforce_graph(
         self, towers: int, batch: tuple[Tensor, ...], references: tuple[Tensor, ...], seed: Tensor
@@ -166,19 +171,19 @@ class Steps:
                     losses.append(caption_loss(packed, self.phase))
             if mixed:
                 count = tf.add_n([loss.words for loss in losses])
-                objective += mixed * tf.add_n([loss.objective * loss.words for loss in losses]) / count
+                both = tf.add_n([loss.objective * loss.words for loss in losses])
+                objective += mixed * tf.math.divide_no_nan(both, count)
         self.updater.apply(tape.gradient(objective, variables))
         if not mixed:
             return tf.constant(0.0), tf.constant(0.0), tf.constant(0.0)
-        return tuple(
-            tf.add_n([getattr(loss, name) for loss in losses]) for name in ("nats", "correct", "words")
-        )
+        return _sums(losses)
 
-    def _dev_graph(self, inputs: Tensor, words_in: Tensor, words_out: Tensor, weights: Tensor) -> Any:
-        cells = self._cells(inputs, None)
-        packed = self.decoder.packed_logits((cells, words_in), words_out, weights)
-        loss = caption_loss(packed, _plain(self.phase))
-        return loss.nats, loss.correct, loss.words
+    def _dev_graph(self, towers: int, batch: tuple[Tensor, ...]) -> Any:
+        losses = []
+        for inputs, words_in, words_out, weights in _parts(towers, batch):
+            packed = self.decoder.packed_logits((self._cells(inputs, None), words_in), words_out, weights)
+            losses.append(caption_loss(packed, _plain(self.phase)))
+        return _sums(losses)
 
     def _cells(self, inputs: Tensor, seed: Tensor | None) -> Tensor:
         """(B, P, C) float32 of a batch of features, or of pixels that the encoder looks at."""
@@ -239,9 +244,17 @@ def trained_variables(
     return own, [v for layer in layers[start:] for v in layer.trainable_variables]
 
 
+def _sums(losses: list[Any]) -> tuple[Tensor, ...]:
+    return tuple(tf.add_n([getattr(loss, name) for loss in losses]) for name in ("nats", "correct", "words"))
+
+
 def _figures(sums: Any, weights: Any) -> Figures:
     nats, correct, words = map(float, sums)
     return Figures(nats, correct, words, captions=float(np.count_nonzero(weights[:, :, 0])))
+
+
+def _any_size(x: Any) -> tf.TensorSpec:
+    return tf.TensorSpec([None] * len(x.shape), x.dtype)
 
 
 def _parts(towers: int, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:

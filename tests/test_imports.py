@@ -15,16 +15,19 @@ PACKAGE = ROOT / "captioner"
 
 # A module imports only from modules that stand after it.
 ORDER = [
-    *("cli", "usage", "commands", "train", "loop", "signals", "evaluate", "plots", "predict", "captions"),
+    *("cli", "usage", "commands"),
+    *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
+    *("train", "loop", "signals", "evaluate", "plots", "predict", "captions"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
-    *("decoder", "recurrence", "features", "shards", "encoders", "backbones", "optimisers"),
+    *("decoder", "recurrence", "packing", "features", "shards", "encoders", "backbones", "optimisers"),
     *("search", "search_loop", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),
     *("config", "machine", "manifests", "progress", "files", "errors"),
 ]
 # What the command line may load before a command begins to compute.
 LIGHT = [
-    *("cli", "usage", "plots", "checkpoints", "best", "metrics", "cider", "scenes", "images"),
+    *("cli", "usage", "folders", "sources", "plots", "checkpoints", "best", "metrics", "cider", "scenes"),
+    *("images",),
     *("datasets", "readers", "vocabulary", "config", "manifests", "progress", "files", "errors"),
 ]
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))
