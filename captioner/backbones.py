@@ -125,8 +125,9 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
     copies: dict[str, Any] = {}
 
     def copy(layer: Any) -> Any:
-        if layer.name in skipped:
-            return layer  # `call` passes it over
+        # `call` passes over what is skipped; a bare operation, such as `x + 3`, has no state to copy.
+        if layer.name in skipped or not isinstance(layer, keras.Layer):
+            return layer
         config = layer.get_config() | {"name": names[layer.name]}
         if layer.name in folded:
             config["use_bias"] = True
@@ -138,7 +139,8 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
             return x
         return layer(first if x is inputs else x, *args, **kwargs)
 
-    rewritten = keras.models.clone_model(model, inputs, clone_function=copy, call_function=call)
+    given = [inputs] if isinstance(model.input, list) else inputs
+    rewritten = keras.models.clone_model(model, given, clone_function=copy, call_function=call)
     for layer in model.layers:
         if layer.name in folded:
             copies[layer.name].set_weights(_folded_weights(layer, folded[layer.name]))
@@ -150,10 +152,10 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
 def foldable(model: Any) -> dict[str, Any]:
     """Name of a convolution -> the batch normalisation that can be multiplied into it."""
     users: dict[str, list[Any]] = {}
-    for layer in model.layers:
-        for node in layer._inbound_nodes:
+    for operation in model.operations:
+        for node in operation._inbound_nodes:
             for parent in node.parent_nodes:
-                users.setdefault(parent.operation.name, []).append(layer)
+                users.setdefault(parent.operation.name, []).append(operation)
     outputs = {tensor._keras_history.operation.name for tensor in model.outputs}
     return {
         layer.name: users[layer.name][0]
@@ -193,7 +195,8 @@ def _folded_weights(layer: Any, normalisation: Any) -> list[np.ndarray]:
 def lasting_names(model: Any) -> dict[str, str]:
     """Layer name -> a name that does not depend on what the process built before.
 
-    Keras counts `conv2d_94` through the whole process; here it is counted through the model.
+    Keras counts `conv2d_94` through the whole process; here `conv2d-1` is counted through the model, with a
+    hyphen so that it cannot meet a name that Keras gives.
     """
     counts: dict[str, int] = {}
     names = {}
@@ -203,7 +206,7 @@ def lasting_names(model: Any) -> dict[str, str]:
             names[layer.name] = layer.name
             continue
         counts[stem] = counts.get(stem, 0) + 1
-        names[layer.name] = f"{stem}_{counts[stem]}"
+        names[layer.name] = f"{stem}-{counts[stem]}"
     return names
 
 
@@ -233,7 +236,7 @@ def _application(class_name: str, **options: Any) -> Builder:
 def _vgg16(weights: str | None, size: int) -> Any:
     """Without the last pooling: the 14 x 14 grid of Xu et al. 2015, section 4.3."""
     whole = _application("VGG16")(weights, size)
-    return keras.Model(whole.inputs, whole.get_layer("block5_conv3").output)
+    return keras.Model(whole.input, whole.get_layer("block5_conv3").output)
 
 
 def _small_cnn(weights: str | None, size: int) -> Any:

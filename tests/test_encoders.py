@@ -1,0 +1,326 @@
+"""The table of CNNs: every row is held to what it says of itself; folding changes nothing but the time."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from safetensors.numpy import save_file
+
+from captioner.backbones import PREPROCESSING, Preprocess
+from captioner.encoders import ENCODERS, EncoderSpec, fold_batch_norm, load_encoder
+from captioner.errors import ConfigError, EncoderError
+
+layers = keras.layers
+# The large ones take seconds to build: they are walked through by `-m slow`.
+LIGHT = ("mobilenet_v2", "mobilenet_v3_large", "efficientnetv2_b0", "vgg16", "small_cnn")
+ROWS = [pytest.param(name, marks=() if name in LIGHT else pytest.mark.slow) for name in ENCODERS]
+KERAS = {
+    "mobilenet_v2": keras.applications.mobilenet_v2,
+    "mobilenet_v3_large": keras.applications.mobilenet_v3,
+    "inception_v3": keras.applications.inception_v3,
+    "resnet50": keras.applications.resnet50,
+    "resnet101": keras.applications.resnet,
+    "resnet152": keras.applications.resnet,
+    "xception": keras.applications.xception,
+    "densenet121": keras.applications.densenet,
+    "vgg16": keras.applications.vgg16,
+}
+# These preprocess inside the model; the class to compare with.
+INSIDE = {
+    "mobilenet_v3_large": "MobileNetV3Large",
+    "efficientnetv2_b0": "EfficientNetV2B0",
+    "efficientnetv2_b3": "EfficientNetV2B3",
+    "efficientnetv2_s": "EfficientNetV2S",
+    "convnext_tiny": "ConvNeXtTiny",
+}
+
+
+def pictures(count: int, size: int) -> np.ndarray:
+    """Random pictures with large patches and the whole range of values, (count, size, size, 3) uint8."""
+    patches = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    whole = patches.repeat(-(-size // 8), 1).repeat(-(-size // 8), 2)
+    return np.ascontiguousarray(whole[:, :size, :size])
+
+
+def stir(model: Any) -> None:
+    """Gives batch normalisations statistics and factors such as training leaves."""
+    random = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            for variable in layer.weights:
+                kind = variable.path.rsplit("/", 1)[-1]
+                low, high = {"gamma": (0.6, 1.4), "moving_variance": (0.3, 3.0)}.get(kind, (-0.3, 0.3))
+                variable.assign(random.uniform(low, high, variable.shape))
+
+
+def relative_difference(a: Any, b: Any) -> float:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def strips(model: Any) -> int:
+    return sum(isinstance(layer, layers.BatchNormalization) for layer in model.layers)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_what_it_says(name: str) -> None:
+    spec = ENCODERS[name]
+    encoder = load_encoder(name, weights="none")
+    assert (encoder.name, encoder.size) == (name, (spec.size, spec.size))
+    assert (encoder.grid, encoder.channels) == (spec.grid, spec.channels)
+    assert encoder.cells == spec.grid[0] * spec.grid[1]
+    assert encoder.preprocessing == spec.preprocessing in PREPROCESSING
+    assert sum(v.numpy().nbytes for v in encoder.variables) / 1e6 == pytest.approx(spec.megabytes, abs=1)
+    pixels = pictures(2, spec.size)
+    cells = encoder.encode(pixels).numpy()
+    assert cells.shape == (2, encoder.cells, encoder.channels) and cells.dtype == np.float32
+    assert np.isfinite(cells).all()
+    scale = np.abs(cells).max()
+    assert scale > 0
+    assert np.abs(cells[0] - cells[1]).max() > 0.01 * scale  # two pictures
+    assert np.abs(cells[0, 0] - cells[0, -1]).max() > 0.01 * scale  # two places
+    np.testing.assert_array_equal(encoder.encode(pixels.astype(np.float32)), cells)
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_the_folded_network_is_the_same_function(name: str) -> None:
+    spec = ENCODERS[name]
+    size = max(96, spec.size // 3 // 16 * 16)
+    whole = spec.build(None, size)
+    stir(whole)
+    folded = fold_batch_norm(whole)
+    pixels = tf.constant(np.random.default_rng(2).uniform(-1, 1, (2, size, size, 3)), tf.float32)
+    assert relative_difference(folded(pixels), whole(pixels, training=False)) < 1e-4
+    before, after = strips(whole), strips(folded)
+    if name == "densenet121":  # normalises before it convolves: only some can go
+        assert 0 < after < before
+    else:
+        assert after == 0
+    assert folded is whole or before > 0
+
+
+@pytest.mark.parametrize("name", KERAS)
+def test_preprocessing_is_what_the_network_was_trained_with(name: str) -> None:
+    pixels = pictures(1, 8).astype(np.float32)
+    pixels[0, 0, :2] = [[0.0] * 3, [255.0] * 3]
+    ours = Preprocess(ENCODERS[name].preprocessing)(pixels)
+    if name in INSIDE:
+        assert (float(tf.reduce_min(ours)), float(tf.reduce_max(ours))) == pytest.approx((-1, 1), abs=1e-6)
+    else:
+        np.testing.assert_allclose(ours, KERAS[name].preprocess_input(pixels.copy()), atol=2e-5)
+
+
+@pytest.mark.parametrize("name", [row for row in ROWS if row.values[0] in INSIDE])
+def test_preprocessing_is_done_once(name: str) -> None:
+    """Keras's own model with its preprocessing inside, given our weights, agrees with ours on raw pixels."""
+    size = 96
+    theirs = getattr(keras.applications, INSIDE[name])(
+        weights=None, include_top=False, include_preprocessing=True, input_shape=(size, size, 3)
+    )
+    bare = ENCODERS[name].build(None, size)
+    theirs.set_weights(bare.get_weights())
+    pixels = pictures(2, size).astype(np.float32)
+    ours = bare(Preprocess(ENCODERS[name].preprocessing)(pixels), training=False)
+    assert relative_difference(ours, theirs(pixels, training=False)) < 1e-4
+
+
+def test_only_what_can_be_folded_is_folded() -> None:
+    inputs = keras.Input((16, 16, 3))
+    shared = layers.Conv2D(4, 3, padding="same", name="two_users")(inputs)
+    first = layers.BatchNormalization(name="kept_first")(shared)
+    second = layers.ReLU()(shared)
+    curved = layers.Conv2D(4, 3, padding="same", activation="relu", name="curved")(first)
+    curved = layers.BatchNormalization(name="kept_after_relu")(curved)
+    rows = layers.Conv2D(4, 3, padding="same", name="rows")(second)
+    rows = layers.BatchNormalization(axis=1, name="kept_rows")(rows)
+    before = layers.BatchNormalization(name="kept_before")(rows)
+    folded = layers.Conv2D(4, 3, strides=2, use_bias=False, name="folded")(before)
+    folded = layers.BatchNormalization(scale=False, name="gone")(folded)
+    depth = layers.DepthwiseConv2D(3, depth_multiplier=2, name="depth")(folded)
+    depth = layers.BatchNormalization(center=False, name="gone_too")(depth)
+    separable = layers.SeparableConv2D(6, 3, name="separable")(depth)
+    separable = layers.BatchNormalization(name="gone_as_well")(separable)
+    pooled = [layers.GlobalAveragePooling2D()(part) for part in (curved, separable)]
+    model = keras.Model(inputs, layers.Concatenate()(pooled))
+    stir(model)
+    rewritten = fold_batch_norm(model)
+    kept = {layer.name for layer in rewritten.layers if isinstance(layer, layers.BatchNormalization)}
+    assert kept == {"kept_first", "kept_after_relu", "kept_rows", "kept_before"}
+    x = tf.random.stateless_uniform((3, 16, 16, 3), (1, 2))
+    assert relative_difference(rewritten(x), model(x, training=False)) < 1e-5
+    assert fold_batch_norm(rewritten) is rewritten
+    two = keras.Model(inputs, [model.output, model.get_layer("folded").output])
+    assert "gone" in {layer.name for layer in fold_batch_norm(two).layers}  # its convolution is looked at
+
+
+def test_names_and_digest_do_not_depend_on_what_was_built_before() -> None:
+    first = load_encoder("inception_v3", weights="none", size=96)
+    second = load_encoder("inception_v3", weights="none", size=96)  # Keras now counts from conv2d_94 on
+    assert list(first.weights_dict()) == list(second.weights_dict())
+    assert first.digest == second.digest
+    second.variables[5].assign_add(tf.ones_like(second.variables[5]) * 1e-6)
+    assert first.digest != second.digest
+    assert first.digest != load_encoder("inception_v3", weights="none", size=96, seed=1).digest
+
+
+def test_small_cnn_learns_with_dropout_that_can_be_repeated() -> None:
+    encoder = load_encoder("small_cnn", weights="none", size=64)
+    assert (encoder.grid, encoder.channels) == ((4, 4), 128)
+    x = tf.constant(pictures(2, 64), tf.float32)
+
+    @tf.function
+    def forward(step: Any) -> Any:
+        encoder.reseed(7, step)
+        return encoder.model(x, training=True)
+
+    one, two = forward(tf.constant(1)), forward(tf.constant(2))
+    np.testing.assert_array_equal(forward(tf.constant(1)), one)
+    assert (one.numpy() != two.numpy()).any()
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(encoder.model(x, training=True) ** 2)
+    gradients = tape.gradient(loss, [v.value for v in encoder.trainable_variables])
+    assert all(float(tf.reduce_max(tf.abs(g))) > 0 for g in gradients)
+
+
+def test_small_cnn_tells_left_from_right() -> None:
+    encoder = load_encoder("small_cnn", weights="none")
+    level = encoder.encode(np.full((1, 96, 96, 3), 128, np.uint8)).numpy()[0]  # (P, C): the same all over
+    inner = level.reshape(6, 6, -1)[1:5, 1:5].reshape(16, -1)
+    distances = np.abs(inner[:, None] - inner[None]).max(-1)
+    assert (distances[~np.eye(16, dtype=bool)] > 0.1).all()
+
+
+@pytest.fixture(scope="module")
+def weight_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same weights in every form that can be read."""
+    folder = tmp_path_factory.mktemp("weights")
+    bare = ENCODERS["mobilenet_v2"].build(None, 96)
+    stir(bare)
+    files = {"new": folder / "a.weights.h5", "old": folder / "b.h5"}
+    bare.save_weights(files["new"])
+    keras.src.legacy.saving.legacy_h5_format.save_weights_to_hdf5_group  # noqa: B018 - read below by Keras
+    import h5py
+
+    with h5py.File(files["old"], "w") as file:
+        keras.src.legacy.saving.legacy_h5_format.save_weights_to_hdf5_group(file, bare)
+    arrays = load_encoder("mobilenet_v2", weights=files["new"], size=96).weights_dict()
+    files["plain"], files["run"] = folder / "c.safetensors", folder / "d.safetensors"
+    save_file(arrays, files["plain"])
+    others = {"decoder/word_bias": np.zeros(3, np.float32)}
+    save_file({f"encoder/{name}": array for name, array in arrays.items()} | others, files["run"])
+    return files
+
+
+@pytest.mark.parametrize("form", ["new", "old", "plain", "run"])
+def test_the_same_weights_from_any_file(weight_files: dict[str, Path], form: str) -> None:
+    first = load_encoder("mobilenet_v2", weights=weight_files["new"], size=96)
+    encoder = load_encoder("mobilenet_v2", weights=weight_files[form], size=96)
+    assert encoder.digest == first.digest
+    pixels = pictures(1, 96)
+    np.testing.assert_array_equal(encoder.encode(pixels), first.encode(pixels))
+    # A convolution's weights do not ask for the size of the picture.
+    assert load_encoder("mobilenet_v2", weights=weight_files[form], size=128).digest == first.digest
+
+
+def test_weights_go_from_one_encoder_into_another(weight_files: dict[str, Path]) -> None:
+    pixels = pictures(1, 96)
+    trained = load_encoder("mobilenet_v2", weights=weight_files["new"], size=96)
+    fresh = load_encoder("mobilenet_v2", weights="none", size=96)
+    assert strips(trained.model) == 0 and strips(fresh.model) > 0  # it still has to learn its statistics
+    for source, target in (
+        (trained, fresh),
+        (load_encoder("mobilenet_v2", weights="none", size=96), trained),
+    ):
+        target.load_weights_dict(source.weights_dict())
+        assert target.digest == source.digest
+        np.testing.assert_array_equal(target.encode(pixels), source.encode(pixels))
+    arrays = {name: array.astype(np.float16) for name, array in trained.weights_dict().items()}
+    assert load_encoder("mobilenet_v2", weights=arrays, size=96).grid == (3, 3)
+
+
+def test_weights_that_do_not_fit(weight_files: dict[str, Path], tmp_path: Path) -> None:
+    def refused(name: str, weights: Any, **options: Any) -> str:
+        with pytest.raises(EncoderError) as caught:
+            load_encoder(name, weights=weights, **options)
+        return str(caught.value)
+
+    assert "no such file" in refused("vgg16", tmp_path / "none.h5")
+    assert "small_cnn" in refused("small_cnn", weight_files["new"], size=96)
+    assert "vgg16" in refused("vgg16", weight_files["new"], size=96)
+    assert "vgg16" in refused("vgg16", weight_files["old"], size=96)
+    assert "arrays are missing (block1_conv1/bias, …)" in refused("vgg16", weight_files["run"], size=96)
+    small = load_encoder("small_cnn", weights="none", size=96).weights_dict()
+    message = refused("small_cnn", small, size=64)
+    assert "grid_position/embedding is (6, 6, 128), expected (4, 4, 128)" in message
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(weight_files["plain"].read_bytes()[:5000])
+    assert "damaged" in refused("mobilenet_v2", damaged, size=96)
+    damaged = tmp_path / "damaged.weights.h5"
+    damaged.write_bytes(weight_files["new"].read_bytes()[:5000])
+    assert "damaged" in refused("mobilenet_v2", damaged, size=96)
+    damaged.write_bytes(b"no weights")
+    assert "damaged" in refused("mobilenet_v2", damaged, size=96)
+    (tmp_path / "weights.txt").write_text("0.5")
+    assert ".safetensors" in refused("mobilenet_v2", tmp_path / "weights.txt")
+    assert 'did you mean "efficientnetv2_b0"' in refused("efficentnetv2_b0", "none")
+    assert "multiple of 16" in refused("small_cnn", "none", size=90)
+    assert "input size 20" in refused("inception_v3", "none", size=20)
+    assert "no ImageNet weights" in refused("small_cnn", "imagenet")
+
+
+def test_without_internet_one_sentence_says_where_the_file_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://storage.googleapis.com/tensorflow/keras-applications/vgg16/vgg16_notop.h5"
+
+    def offline(**_: Any) -> Any:
+        raise Exception(f"URL fetch failure on {url}: None -- [Errno -2] Name or service not known")
+
+    monkeypatch.setattr(keras.applications, "VGG16", offline)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder("vgg16")
+    message = str(caught.value)
+    assert url in message and os.path.join("models", "vgg16_notop.h5") in message and "\n" not in message
+
+
+def tiny(weights: str | None, size: int) -> Any:
+    inputs = keras.Input((size, size, 3))
+    return keras.Model(inputs, layers.Conv2D(4, 3, strides=8, name="only")(inputs))
+
+
+TINY = EncoderSpec("tiny", tiny, 32, (4, 4), 4, "minus1-to-1", 0, pretrained=False)
+
+
+def test_an_encoder_of_your_own() -> None:
+    name = f"{__name__}:TINY"
+    encoder = load_encoder(name, weights="none")
+    assert (encoder.name, encoder.grid, encoder.channels) == (name, (4, 4), 4)
+    again = load_encoder(encoder.name, weights=encoder.weights_dict())
+    assert again.digest == encoder.digest
+    with pytest.raises(EncoderError, match="expected an EncoderSpec"):
+        load_encoder(f"{__name__}:tiny", weights="none")
+    with pytest.raises(ConfigError):
+        load_encoder("no_such_package:ENCODER")
+
+
+def test_any_number_of_pictures_with_one_trace() -> None:
+    encoder = load_encoder("small_cnn", weights="none", size=32)
+    pixels = pictures(5, 32)
+    whole = encoder.encode(pixels).numpy()
+    for count in (1, 2, 3):
+        np.testing.assert_allclose(encoder.encode(pixels[:count]), whole[:count], rtol=1e-5, atol=1e-6)
+    assert encoder._encode[tf.uint8].experimental_get_tracing_count() == 1
+
+
+def test_the_real_weights(mobilenet_weights: Path) -> None:
+    encoder = load_encoder("mobilenet_v2", weights=mobilenet_weights)
+    bare = ENCODERS["mobilenet_v2"].build(None, 224)
+    bare.load_weights(mobilenet_weights)
+    pixels = pictures(2, 224)
+    expected = bare(pixels / np.float32(127.5) - 1, training=False)
+    assert relative_difference(encoder.encode(pixels), tf.reshape(expected, (2, 49, 1280))) < 1e-4
+    assert encoder.digest == "8607ec2f25ac90f8643ccd6d15ecbec2"  # a change makes every user's cache stale
