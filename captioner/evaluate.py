@@ -179,8 +179,8 @@ def suspicions(
     different = len(set(captions))
     if different < ALIKE_SHARE * len(captions):
         found.append(
-            f"only {different} different captions for {len(captions)} pictures, the most frequent {times} times "
-            f'("{text}"): the model hardly looks'
+            f"only {different} different captions for {len(captions)} pictures, the most frequent {times} "
+            f'times ("{text}"): the model hardly looks'
         )
     if chance is not None and chance["cider"] >= CHANCE_SHARE * scores["cider"]:
         found.append(

@@ -34,17 +34,21 @@ def wrapped(text: str, width: int) -> list[str]:
     >>> wrapped("赤い円が左にある", 8)
     ['赤い円が', '左にある']
     """
-    lines = [""]
+    lines: list[str] = []
     for piece in _PIECE.findall(text):
-        if lines[-1] and _columns(lines[-1] + piece) > width:
-            lines.append("")
-        lines[-1] += piece if lines[-1] else piece.lstrip()
+        if lines and _columns(lines[-1] + piece) <= width:
+            lines[-1] += piece
+        else:
+            lines.append(piece.lstrip())
     return lines
 
 
 _WIDE = r"\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"  # Kana and Han
+_OPENING = r"「『（"  # ends no line
 _CLOSING = r".,;:!?…)\]}»”’、。，．！？」』）"  # begins no line, even where it stands alone
-_PIECE = re.compile(rf"\s*(?:[{_WIDE}]|[^\s{_WIDE}]+)(?:\s*[{_CLOSING}]+(?=\s|$|[{_WIDE}]))*")
+_PIECE = re.compile(
+    rf"\s*[{_OPENING}]*(?:[{_WIDE}]|[^\s{_WIDE}{_OPENING}]+)(?:\s*[{_CLOSING}]+(?=\s|$|[{_WIDE}{_OPENING}]))*"
+)
 
 
 def _columns(text: str) -> int:

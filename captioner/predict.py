@@ -221,10 +221,7 @@ class Captioner:
                 memory = self.decoder.prepare(features)
                 start = self.decoder.initial_state(memory)
                 pictures = tf.shape(features)[0]
-
-                def step(words: Any, state: Any) -> Any:
-                    return self.decoder.step(words, state, memory)
-
+                step = self.decoder.stepper(memory)
                 if samples:
                     return sample(
                         step, start, pictures=pictures, samples=samples, options=options, seed=seeds
@@ -268,4 +265,6 @@ def _name_of(source: Any) -> str:
         return str(source)
     if isinstance(source, bytes | bytearray | memoryview):
         return "<bytes>"
-    return str(getattr(source, "filename", "") or ("<image>" if hasattr(source, "getexif") else "<array>"))
+    if hasattr(source, "getexif"):
+        return str(getattr(source, "filename", "") or "<image>")
+    return "<array>" if hasattr(source, "__array__") else f"<{type(source).__name__}>"

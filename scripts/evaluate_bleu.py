@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Captions a split and prints BLEU-1 to 4: what `captioner evaluate` does, as a program to read and to change.
+"""Captions a split and prints its BLEU: what `captioner evaluate` does, as a program to read and change.
 
 python scripts/evaluate_bleu.py --run runs/frozen --data DATA --split test --beam 3
 """
@@ -36,4 +36,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except CaptionerError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

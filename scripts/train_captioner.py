@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains a captioner: what `captioner train` does, as a program to read and to change.
+"""Trains a captioner: what `captioner train` does, as a program to read and change.
 
 python scripts/train_captioner.py flickr8k-frozen --data DATA --run runs/frozen --set decoder.units=256
 """
@@ -34,4 +34,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except CaptionerError as error:
-        sys.exit(f"error: {error}")
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
