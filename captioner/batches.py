@@ -22,8 +22,9 @@ import tensorflow as tf
 from captioner.augment import augment, can_be_mirrored
 from captioner.config import PhaseConfig
 from captioner.datasets import CaptionedImage
-from captioner.errors import DataError, ImageError
+from captioner.errors import CaptionerError, DataError, ImageError
 from captioner.images import read_image
+from captioner.progress import say
 from captioner.vocabulary import END, START, Vocabulary
 
 WINDOW = 8  # batches within which pictures are sorted by length
@@ -44,11 +45,14 @@ class PictureSource:
     Args:
         records: the pictures.
         size: (height, width) the encoder wants.
+        quiet: say nothing of pictures that cannot be read.
     """
 
-    def __init__(self, records: Sequence[CaptionedImage], size: tuple[int, int]) -> None:
+    def __init__(
+        self, records: Sequence[CaptionedImage], size: tuple[int, int], *, quiet: bool = False
+    ) -> None:
         self._paths = {record.id: record.path for record in records}
-        self._size = size
+        self._size, self._quiet = size, quiet
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="pictures")
         self.failures: dict[str, str] = {}
 
@@ -60,6 +64,8 @@ class PictureSource:
         try:
             return read_image(self._paths[name], size=self._size)
         except ImageError as error:
+            if name not in self.failures:
+                say(f"{error}; left out", quiet=self._quiet)
             self.failures[name] = str(error)
             return np.zeros((*self._size, 3), np.uint8)
 
@@ -128,6 +134,7 @@ class TrainingBatches:
     ) -> None:
         self.table, self.source, self.phase, self.seed, self.shard = table, source, phase, seed, shard
         self.steps = -(-len(table.ids) // phase.pictures_per_batch)
+        self._trouble: CaptionerError | None = None
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Which pictures (rows of the table) make each batch of an epoch, longest caption first."""
@@ -140,13 +147,32 @@ class TrainingBatches:
         part, parts = self.shard
         return [batches[i][part::parts] for i in rng.permutation(len(batches))]
 
-    def epoch(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
-        """The batches of one epoch, from batch `skip` on."""
+    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
+        """The batches of one epoch, from batch `skip` on.
+
+        Raises:
+            CaptionerError: features that have become unreadable.
+        """
+        self._trouble = None
+        try:
+            yield from self.dataset(epoch, skip)
+        except tf.errors.OpError:
+            if self._trouble is None:
+                raise
+            raise self._trouble from None  # what TensorFlow wraps into an error of its own
+
+    def dataset(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
+        """The same as a `tf.data.Dataset`."""
         plan = self.plan(epoch)
         spec = self._spec(plan[0])
+        seed = (self.seed * 7919 + epoch) % 2**31
 
         def build(step: np.ndarray) -> tuple[np.ndarray, ...]:
-            return self._batch(plan[int(step)], np.random.default_rng([self.seed, epoch, 2, int(step)]))
+            try:
+                return self._batch(plan[int(step)], np.random.default_rng([self.seed, epoch, 2, int(step)]))
+            except CaptionerError as error:
+                self._trouble = error
+                raise
 
         def element(step: Any) -> Any:
             features, *words, mirrored = tf.numpy_function(build, [step], [s.dtype for s in spec])
@@ -155,9 +181,7 @@ class TrainingBatches:
             ]
             features, words_in, words_out, weights, mirrored = parts
             if self.phase.augment:
-                features = augment(
-                    features, mirrored, tf.stack([self.seed * 7919 + epoch, tf.cast(step, tf.int32)])
-                )
+                features = augment(features, mirrored, tf.stack([seed, tf.cast(step, tf.int32)]))
             return (features, words_in), words_out, weights
 
         steps = tf.data.Dataset.range(skip, len(plan))

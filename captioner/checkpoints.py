@@ -138,6 +138,11 @@ class Run:
                     f"{section}: differs from the run in {self.folder} ({new}, not {old}); resume with the "
                     "run's own, or train in another folder"
                 )
+        if self.config.train.select != config.train.select:
+            raise ConfigError(
+                f'train.select: "{config.train.select}" cannot be compared with the best so far, chosen by '
+                f'"{self.config.train.select}"; resume with that, or train in another folder'
+            )
         _write_config(self.folder, config, _read_config(self.folder)["files"])
         self.config = config
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tomllib
 import types
 import typing
@@ -39,6 +40,7 @@ class EncoderConfig:
     weights: str = "imagenet"  # imagenet (Keras's download), none (from scratch), or a file
     size: int = 0  # input height = width in pixels; 0: the encoder's own
     l2: float = 0.0  # weight regularisation of a trained encoder, per squared weight
+    half: bool = False  # round to float16 before a phase that keeps it frozen: a small copy is then exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,6 +204,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"x = {text.strip()}")["x"]
     except tomllib.TOMLDecodeError:
         value = text.strip()
+    phases = values.get("phases")
+    if keys[0] == "phases" and len(keys) == 3 and isinstance(phases, dict) and keys[1] not in phases:
+        raise ConfigError(f'--set "{override}": ' + unknown_name("phase", keys[1], phases))
     for key in keys[:-1]:
         values = values.setdefault(key, {})
         if not isinstance(values, dict):
@@ -239,10 +244,11 @@ def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
         and (kind is bool) == isinstance(value, bool)
     ):
         return value
-    wanted = "a list of strings" if origin is tuple else kind.__name__
+    wanted = "a list of strings" if origin is tuple else _KINDS[kind]
     raise ConfigError(f"{source}: {key} = {value!r}: expected {wanted}")
 
 
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _CHOICES = {
     "decoder.attention": ("dot", "additive"),
     "train.precision": ("auto", "float32", "bfloat16"),
@@ -264,6 +270,8 @@ _POSITIVE = (
 
 
 def _validate(config: Config, source: str) -> None:
+    if not 0 <= config.seed < 2**31:
+        raise ConfigError(f"{source}: seed = {config.seed}: expected a whole number from 0 to {2**31 - 1}")
     sections = {name: getattr(config, name) for name in ("data", "encoder", "decoder", "decode", "train")}
     sections |= {f"phases.{name}": phase for name, phase in config.phases.items()}
     for section, values in sections.items():
@@ -292,7 +300,7 @@ def _check_number(name: str, key: str, value: float) -> None:
         raise ConfigError(f"{name} = {value}: expected 1 or more")
     if key in _SHARES and not 0 <= value < 1:
         raise ConfigError(f"{name} = {value}: expected a share from 0 to below 1")
-    if value < 0:
+    if not 0 <= value < math.inf:
         raise ConfigError(f"{name} = {value}: expected 0 or more")
 
 

@@ -7,6 +7,7 @@ left after any step and gone on with later.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.batches import TrainingBatches
+from captioner.batches import PictureSource, TrainingBatches
 from captioner.checkpoints import Run
 from captioner.config import PhaseConfig
 from captioner.encoders import Encoder
+from captioner.errors import CaptionerError, DataError
 from captioner.evaluate import score_captions
-from captioner.features import FeatureStore
+from captioner.features import Failure
 from captioner.latest import Latest
 from captioner.predict import Captioner
 from captioner.progress import bar, duration, say
@@ -71,9 +73,16 @@ class Dev:
         return figures
 
     def scores(self) -> dict[str, float]:
-        """Of the captions that the present weights write."""
-        source, ids = self.batches.source, self.batches.table.ids
-        store = source if isinstance(source, FeatureStore) else _Encoding(source, self.captioner.encoder)
+        """Of the captions that the present weights write.
+
+        Raises:
+            DataError: not one picture that can be read.
+        """
+        source, failed = self.batches.source, unreadable(self.batches.source)
+        ids = [name for name in self.batches.table.ids if name not in failed]
+        if not ids:
+            raise DataError("not one picture of the dev split could be read; see above")
+        store = _Encoding(source, self.captioner.encoder) if isinstance(source, PictureSource) else source
         captions = self.captioner.caption_features(store, ids)
         return score_captions([self.references[i] for i in ids], [caption.text for caption in captions])
 
@@ -113,6 +122,8 @@ class Loop:
         phase = self.steps.phase
         say(headline(self.name, phase, self.batches.steps, int(self.state.epoch)), quiet=self.quiet)
         while int(self.state.epoch) < phase.epochs and not self.out_of_patience():
+            if stop.requested:
+                raise Interrupted(self.run.folder, stop.requested)
             self.run_epoch(stop)
 
     def out_of_patience(self) -> bool:
@@ -128,6 +139,7 @@ class Loop:
         title = f"{self.name} {epoch + 1}/{self.steps.phase.epochs}"
         with bar(self.batches.steps, "steps", title, self.quiet, done=done) as progress:
             for step, figures in self._train_steps(epoch, done):
+                self._check(epoch, step, figures)
                 sums = sums.plus(figures)
                 seconds = before + time.monotonic() - started
                 progress.update(1, **_shown(sums, seconds))
@@ -155,6 +167,14 @@ class Loop:
             else:
                 yield step, self.steps.reinforce(batch, number, plan[step], self.reward)
 
+    def _check(self, epoch: int, step: int, figures: Figures) -> None:
+        if not math.isfinite(figures.nats):
+            raise CaptionerError(
+                f"{self.name} epoch {epoch + 1}, step {step + 1}: the loss is no number any more; go on from "
+                f"the last checkpoint with --resume and a lower phases.{self.name}.learning_rate (or "
+                "encoder_learning_rate, or clip_norm)"
+            )
+
     def _judge(self, epoch: int, sums: Figures, seconds: float) -> None:
         """Dev loss and dev captions of the (averaged) weights; history; the best is kept."""
         updater = self.steps.updater
@@ -173,11 +193,14 @@ class Loop:
             "learning_rate": updater.learning_rate(),
             "captions_per_second": _mean(sums.captions, seconds),
             "seconds": seconds,
+            "unreadable": len(unreadable(self.batches.source, self.dev.batches.source)),
         }
         entry = {key: value for key, value in found.items() if value is not None}
         select = self.run.config.train.select
         selected = -entry["dev_loss"] if select == "loss" else entry[select]
         self.run.append_history(entry)
+        if self.run.config.train.tensorboard:
+            _summarise(entry, str(self.run.folder / "tensorboard" / self.name))
         better = selected > float(self.state.best)
         if better:
             self.state.best.assign(selected)
@@ -196,6 +219,12 @@ class _Encoding:
 
     def read(self, ids: list[str]) -> np.ndarray:
         return np.asarray(self.encoder.encode(self.pictures.read(ids)))
+
+
+def unreadable(*sources: Any) -> set[str]:
+    """Ids of pictures that were to be looked at and could not be read."""
+    failures = [failure for source in sources for failure in getattr(source, "failures", ())]
+    return {failure.id if isinstance(failure, Failure) else failure for failure in failures}
 
 
 def headline(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
@@ -222,6 +251,16 @@ def verdict(entry: Mapping[str, Any], better: bool) -> str:
         f"{duration(entry['seconds'])}{' (best so far)' if better else ''}",
     ]
     return f"{entry['phase']} epoch {entry['epoch']}: {', '.join(parts)}"
+
+
+def _summarise(entry: Mapping[str, Any], folder: str) -> None:
+    """The figures of an epoch for TensorBoard; a file an epoch, so that none is ever open or torn."""
+    writer = tf.summary.create_file_writer(folder)
+    with writer.as_default(step=entry["epoch"]):
+        for name, value in entry.items():
+            if isinstance(value, int | float) and name != "epoch":
+                tf.summary.scalar(name, value)
+    writer.close()
 
 
 def _shown(sums: Figures, seconds: float) -> dict[str, float]:

@@ -37,7 +37,7 @@ def caption_loss(packed: Packed, phase: PhaseConfig) -> Loss:
     """The phase's objective, meaned over real words, plus the coverage term if the phase asks for it."""
     smoothed, nats, hits = cross_entropy(packed.logits, packed.words, phase.label_smoothing)
     words = tf.cast(tf.shape(packed.words)[0], tf.float32)
-    if phase.objective == "cross_entropy":
+    if phase.objective in OBJECTIVES:  # in a reward phase this is the term beside the reward
         objective = tf.math.divide_no_nan(
             tf.reduce_sum(smoothed * packed.weights), tf.reduce_sum(packed.weights)
         )

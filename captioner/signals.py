@@ -29,11 +29,10 @@ class StopRequest:
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Within, the first Ctrl-C or SIGTERM only sets `requested`; a second Ctrl-C interrupts at once."""
-    stop = StopRequest()
+def noting(stop: StopRequest) -> Iterator[None]:
+    """Within, the first Ctrl-C or SIGTERM only sets `stop.requested`; a second Ctrl-C interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # signals belong to the main thread; elsewhere the caller decides
+        yield  # signals belong to the main thread; elsewhere the caller decides
         return
 
     def note(number: int, frame: Any) -> None:
@@ -43,7 +42,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
     previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield stop
+        yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

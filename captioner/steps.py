@@ -102,7 +102,7 @@ class Steps:
             inputs = tf.TensorSpec([None, *batch[0].shape[1:]], batch[0].dtype)
             signature = [(inputs, *captions[: len(batch) - 1]), *captions[len(batch) - 1 :]]
             self._graphs[graph, towers] = tf.function(
-                partial(graph, towers), input_signature=signature, autograph=False
+                lambda *parts: graph(towers, *parts), input_signature=signature, autograph=False
             )
         return self._graphs[graph, towers](batch, *rest)
 
@@ -226,8 +226,11 @@ def trained_variables(
         ConfigError: `encoder_from` is no layer of the encoder.
     """
     own = list(decoder.trainable_variables) if "decoder" in phase.trains else []
-    if "encoder" not in phase.trains:
-        return own, []
+    return own, encoder_variables(phase, encoder) if "encoder" in phase.trains else []
+
+
+def encoder_variables(phase: PhaseConfig, encoder: Encoder) -> list[Any]:
+    """The encoder's variables from the layer `encoder_from` on; errors as in `trained_variables`."""
     layers = encoder.model.layers
     names = [layer.name for layer in layers]
     start = 0
@@ -241,7 +244,7 @@ def trained_variables(
                 )
             )
         start = names.index(phase.encoder_from)
-    return own, [v for layer in layers[start:] for v in layer.trainable_variables]
+    return [v for layer in layers[start:] for v in layer.trainable_variables]
 
 
 def _sums(losses: list[Any]) -> tuple[Tensor, ...]:

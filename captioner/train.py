@@ -10,7 +10,9 @@ training that is stopped anywhere, even by kill -9, and resumed ends with the we
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +24,18 @@ from captioner.config import Config, PhaseConfig
 from captioner.datasets import Split, load_split
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder, load_encoder
-from captioner.errors import DataError
-from captioner.features import FeatureStore, cache_folder, extract
+from captioner.errors import DataError, MissingExtra
+from captioner.features import FeatureStore, extract
 from captioner.latest import Latest
 from captioner.loop import Dev, Loop, State
 from captioner.losses import OBJECTIVES, load_loss
 from captioner.machine import precision
-from captioner.optimisers import Updater, load_optimizer
+from captioner.optimisers import Updater, load_optimizer, load_regularizer
 from captioner.predict import Captioner
 from captioner.progress import recording, say
 from captioner.rewards import CaptionReward
-from captioner.signals import stop_requests
-from captioner.steps import Steps, trained_variables, use_cores_side_by_side
+from captioner.signals import Interrupted, StopRequest, noting
+from captioner.steps import Steps, encoder_variables, trained_variables, use_cores_side_by_side
 from captioner.vocabulary import END, Vocabulary
 
 __all__ = ["train"]
@@ -62,6 +64,8 @@ def train(
     run = Run.open(folder) if resume else None
     splits = _load_splits(config, data, run)
     encoder = _load_encoder(config)
+    for phase in config.phases.values():
+        encoder_variables(phase, encoder)  # the layer it names must be there
     run = run or _create_run(config, folder, splits, encoder)
     with run.training(), recording(run.folder / "log.txt"):
         if run.config != config:
@@ -70,7 +74,10 @@ def train(
         for split in splits.values():
             for line in split.problems.lines():
                 say(line, quiet=quiet)
-        Training(run, splits, encoder, quiet=quiet).run_all()
+        try:
+            Training(run, splits, encoder, quiet=quiet).run_all()
+        except KeyboardInterrupt:  # while features are extracted, or impatiently
+            raise Interrupted(run.folder, signal.SIGINT) from None
     return run
 
 
@@ -105,17 +112,20 @@ class Training:
         """All phases that are not finished yet."""
         names = list(self.config.phases)
         begun = [i for i, name in enumerate(names) if self._has_begun(name)]
+        stop = StopRequest()
         for number in range(begun[-1] if begun else 0, len(names)):
-            self.train_phase(number, names[number])
+            if stop.requested:
+                raise Interrupted(self.run.folder, stop.requested)
+            self.train_phase(number, names[number], stop)
             for earlier in names[:number]:
                 shutil.rmtree(self._latest(earlier), ignore_errors=True)
 
-    def train_phase(self, number: int, name: str) -> None:
+    def train_phase(self, number: int, name: str, stop: StopRequest) -> None:
         """One phase, from its beginning or from where it was stopped."""
         phase = self.config.phases[name]
         # Also when going on: features of a frozen encoder are needed before its checkpoint is read.
         if self.run.best is not None and (number or not self._has_begun(name)):
-            self._take_best()
+            self._take_best(phase)
         sources = self._sources(phase)
         tables = {split: self._table(split, source) for split, source in sources.items()}
         seed = self.config.seed * 100 + number
@@ -144,7 +154,7 @@ class Training:
             CaptionReward(tables["train"].captions) if phase.objective == "reward" else None,
             self.quiet,
         )
-        with stop_requests() as stop:
+        with noting(stop):
             loop.run_epochs(stop)
 
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:
@@ -152,7 +162,8 @@ class Training:
         if "encoder" not in phase.trains and not phase.augment:
             store = self._store()
             return {"train": store, "dev": store}
-        source = PictureSource(self.records["train"] + self.records["dev"], self.encoder.size)
+        everyone = self.records["train"] + self.records["dev"]
+        source = PictureSource(everyone, self.encoder.size, quiet=self.quiet)
         if "encoder" in phase.trains:
             return {"train": source, "dev": source}
         return {"train": source, "dev": self._store()}
@@ -161,9 +172,10 @@ class Training:
         key = self.encoder.digest
         if key not in self.extracted:
             everyone = self.records["train"] + self.records["dev"]
-            self.extracted[key] = extract(
-                everyone, self.encoder, folder=cache_folder(self.encoder), quiet=self.quiet
-            )
+            store = extract(everyone, self.encoder, quiet=self.quiet)
+            for failure in store.failures:
+                say(f"{failure.path}: {failure.reason}; left out", quiet=self.quiet)
+            self.extracted[key] = store
         return self.extracted[key]
 
     def _table(self, split: str, source: Any) -> CaptionTable:
@@ -175,11 +187,14 @@ class Training:
                 raise DataError(f"not one picture of the {split} split could be read; see the list above")
         return CaptionTable(usable, self.run.vocabulary, max_words=self.config.data.max_words)
 
-    def _take_best(self) -> None:
+    def _take_best(self, phase: PhaseConfig) -> None:
         """A new phase begins with the best weights so far."""
         decoder, encoder = self.run.load_best()
         self.decoder.load_weights_dict(decoder.weights_dict())
-        self.encoder.load_weights_dict(encoder.weights_dict())
+        arrays = encoder.weights_dict()
+        if self.config.encoder.half and "encoder" not in phase.trains:
+            arrays = {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()}
+        self.encoder.load_weights_dict(arrays)
 
     def _has_begun(self, phase: str) -> bool:
         return any(self._latest(phase).glob("ckpt-*.json"))
@@ -220,6 +235,10 @@ def _word_counts(captions: list[str], vocabulary: Vocabulary) -> np.ndarray:
 
 def _check_names(config: Config) -> None:
     """Unknown names are said before anything is read or written."""
+    if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise MissingExtra("tensorboard", "train.tensorboard")
+    if config.decoder.regularizer:
+        load_regularizer(config.decoder.regularizer, config.decoder.regularizer_strength)
     for phase in config.phases.values():
         if phase.objective not in OBJECTIVES:
             load_loss(phase.objective)

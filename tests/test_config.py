@@ -1,0 +1,138 @@
+"""The configuration: default < recipe < --set; what is wrong is said with the nearest right name."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from captioner.config import Config, DecoderConfig, PhaseConfig, load_config, recipes
+from captioner.errors import ConfigError
+
+RECIPE = """
+seed = 3
+[decoder]
+units = 64
+[phases.first]
+epochs = 2
+[phases.second]
+objective = "reward"
+trains = ["decoder", "encoder"]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.toml"
+    path.write_text(RECIPE, encoding="utf-8")
+    return path
+
+
+def test_set_wins_over_the_recipe_and_the_recipe_over_the_default(recipe):
+    config = load_config(recipe, ["decoder.units=32", "phases.first.learning_rate=1"])
+    assert config.decoder.units == 32, "--set"
+    assert config.seed == 3 and config.phases["first"].epochs == 2, "recipe"
+    assert config.decoder.embedding == DecoderConfig().embedding, "default"
+    assert list(config.phases) == ["first", "second"], (
+        "the recipe's phases, in its order, replace the default"
+    )
+    assert config.phases["first"].learning_rate == 1.0 and load_config("") == Config()
+    assert load_config(recipe, ["seed=1", "seed=2"]).seed == 2, "the last one counts"
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("encoder.name=vgg16", lambda c: c.encoder.name == "vgg16"),
+        ('encoder.name="vgg16"', lambda c: c.encoder.name == "vgg16"),
+        ("encoder.weights = /some/path with spaces.h5 ", lambda c: c.encoder.weights.endswith("spaces.h5")),
+        ("decoder.tied=true", lambda c: c.decoder.tied is True),
+        ('phases.decoder.trains=["encoder"]', lambda c: c.phases["decoder"].trains == ("encoder",)),
+        ("phases.decoder.learning_rate=1e-3", lambda c: c.phases["decoder"].learning_rate == 0.001),
+        ("decode.length_normalisation=1", lambda c: isinstance(c.decode.length_normalisation, float)),
+    ],
+)
+def test_values_are_toml_and_bare_words_are_text(override, found):
+    assert found(load_config("", [override]))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("decoder.unit=64", r'unknown key "decoder.unit"; did you mean "decoder.units"\?'),
+        ("decodr.units=64", r'unknown key "decodr"; did you mean "decoder"\?'),
+        ("decoder.units=many", "decoder.units = 'many': expected a whole number"),
+        ("decoder.units=1.5", "expected a whole number"),
+        ("decoder.units=true", "expected a whole number"),
+        ("decoder.tied=1", "expected true or false"),
+        ("phases.decoder.trains=encoder", "expected a list of strings"),
+        ('phases.decoder.trains=["cnn"]', r"expected decoder, encoder or both, got \['cnn'\]"),
+        ("phases.decoder.trains=[]", "expected decoder, encoder or both"),
+        ("decoder.dropout=1.0", "expected a share from 0 to below 1"),
+        ("decoder.units=0", "expected 1 or more"),
+        ("phases.decoder.learning_rate=-1", "expected 0 or more"),
+        ("phases.decoder.learning_rate=nan", "expected 0 or more"),
+        ("phases.decoder.clip_norm=inf", "expected 0 or more"),
+        ("decoder.heads=3", "must be a multiple of decoder.heads"),
+        ("decoder.attention=additiv", r'did you mean "additive"\?'),
+        ("train.select=bleu", r'did you mean "bleu4"\?'),
+        ("phases.decoder.schedule=cosin", r'did you mean "cosine"\?'),
+        ("seed=-1", "expected a whole number from 0"),
+        ("seed=4294967296", "expected a whole number from 0"),
+        ("decoder=5", "should be a section"),
+        ("phases=5", "should be sections"),
+        ("seed.x=1", "seed"),
+        ("decoder.units", "expected section.key=value"),
+        ("=5", "expected section.key=value"),
+    ],
+)
+def test_what_cannot_be_is_said_with_what_can(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config("", [override])
+
+
+def test_a_phase_that_the_recipe_does_not_have_is_a_slip_of_the_pen(recipe):
+    with pytest.raises(ConfigError, match=r'unknown phase "frist"; did you mean "first"\?'):
+        load_config(recipe, ["phases.frist.epochs=2"])
+
+
+def test_recipes_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r'unknown recipe "flickr8"; did you mean "flickr8k.*\.toml file'):
+        load_config("flickr8")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(tmp_path / "nowhere.toml")
+    broken = tmp_path / "broken.toml"
+    broken.write_text("[decoder\nunits = 3", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken.toml is not valid TOML: .*line 1"):
+        load_config(broken)
+    broken.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load_config(broken)
+    broken.write_text("decoder = 3", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"broken.toml: \[decoder\] should be a section, not 3"):
+        load_config(broken)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_is_valid_and_says_how_to_run_it(name):
+    load_config(name)
+    head = recipes()[name].partition("\n[")[0]
+    assert f"captioner train {name}" in head
+
+
+def test_there_and_back_through_json_and_toml(recipe, tmp_path):
+    config = load_config(recipe, ['encoder.weights="a \\"quoted\\" 그림 \\\\ path"', "decoder.dropout=0.125"])
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert Config.from_dict(tomllib.loads(str(config))) == config
+    copy = tmp_path / "copy.toml"
+    copy.write_text(str(config), encoding="utf-8")
+    assert load_config(copy) == config
+    assert list(load_config(copy).phases) == list(config.phases), "phases keep their order"
+
+
+def test_a_configuration_cannot_be_changed():
+    with pytest.raises(AttributeError):
+        Config().seed = 1  # type: ignore[misc]
+    assert PhaseConfig().trains == ("decoder",)
