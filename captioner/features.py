@@ -24,7 +24,7 @@ import tensorflow as tf
 
 from captioner.datasets import CaptionedImage
 from captioner.encoders import Encoder
-from captioner.errors import CacheError, EncoderError, ImageError, unknown_name
+from captioner.errors import CacheError, EncoderError, ImageError
 from captioner.files import digest_bytes, lock, remove_leftovers
 from captioner.images import DEFAULT_LIMITS, read_image
 from captioner.progress import bar, say
@@ -86,7 +86,7 @@ class FeatureStore:
             locations = [self._locations[picture] for picture in ids]
         except KeyError as error:
             raise CacheError(
-                unknown_name("picture in the feature cache", str(error.args[0]), self.ids)
+                f'picture "{error.args[0]}" is not among the {len(self)} whose features were extracted'
             ) from None
         return self._shards.read(locations)
 

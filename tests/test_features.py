@@ -96,7 +96,7 @@ def test_rows_are_what_the_encoder_computes(
     order = np.random.default_rng(1).integers(0, 22, 50)
     np.testing.assert_array_equal(store.read([store.ids[i] for i in order]), rows[order])
     assert store.read([]).shape == (0, *SHAPE)
-    with pytest.raises(CacheError, match='did you mean "picture 03"'):
+    with pytest.raises(CacheError, match='"picture o3" is not among the 22'):
         store.read(["picture o3"])
 
 
