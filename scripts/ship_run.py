@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Make a small copy of a run to give away: float16 weights, no resumable checkpoints, no local paths.
+
+    scripts/ship_run.py runs/flickr8k checkpoints/flickr8k --data FLICKR8K
+
+Captions the dev pictures with both and says how many captions differ; 1 in 100 is the most that passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from captioner.checkpoints import Run
+from captioner.datasets import load_split
+from captioner.errors import CaptionerError
+from captioner.predict import Captioner
+
+
+def ship(source: Path, target: Path) -> None:
+    """Write the copy."""
+    run = Run.open(source)
+    decoder, encoder = run.load_best()
+    config = dataclasses.replace(
+        run.config, encoder=dataclasses.replace(run.config.encoder, weights="imagenet")
+    )
+    copy = Run.create(target, config, run.vocabulary, encoder, run.made_splits)
+    for entry in run.history():
+        copy.append_history(entry)
+    told = {key: value for key, value in (run.best or {}).items() if key not in ("weights", "fits")}
+    copy.save_best(decoder, encoder, told, half=True)
+
+
+def agreement(source: Path, target: Path, data: Path) -> float:
+    """Share of dev pictures that both caption alike."""
+    pictures = [record.path for record in load_split(data, "dev").records]
+    ours, theirs = ([c.text for c in Captioner.load(folder).caption(pictures)] for folder in (source, target))
+    return sum(a == b for a, b in zip(ours, theirs, strict=True)) / len(pictures)
+
+
+def main() -> int:
+    """Parse, copy, compare."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--data", type=Path, help="data set whose dev pictures are captioned by both")
+    arguments = parser.parse_args()
+    try:
+        ship(arguments.source, arguments.target)
+        size = sum(file.stat().st_size for file in arguments.target.rglob("*") if file.is_file())
+        print(f"{arguments.target}: {size / 1e6:.1f} MB")
+        if arguments.data:
+            same = agreement(arguments.source, arguments.target, arguments.data)
+            print(f"{100 * same:.1f} % of the dev captions are the same")
+            return 0 if same >= 0.99 else 1
+    except CaptionerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
