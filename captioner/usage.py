@@ -140,7 +140,8 @@ def _train_arguments(add: Any) -> None:
 
 
 def _caption_arguments(add: Any) -> None:
-    add("paths", nargs="+", metavar="IMAGE_OR_FOLDER", help="pictures, or folders of pictures")
+    add("paths", nargs="*", metavar="IMAGE_OR_FOLDER", help="pictures, folders of pictures; - reads a list")
+    add("--list", metavar="FILE", help="a file with paths, one a line; - is standard input")
     add(
         "--run",
         metavar="DIR",
@@ -156,6 +157,7 @@ def _caption_arguments(add: Any) -> None:
     )
     add("--attention", metavar="PNG", help="draw where the model looked at each word")
     add("--recursive", action="store_true", help="also look into folders within folders")
+    _writing_arguments(add)
     draw = "draw words at random: "
     positive = _number(0, float("inf"), "a number above 0")
     add("--temperature", type=positive, metavar="T", help=draw + "below 1 tamer, above 1 wilder")
@@ -164,6 +166,24 @@ def _caption_arguments(add: Any) -> None:
         "--top-p", type=_number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P"
     )
     add("--seed", type=_whole(0), default=0, metavar="S", help="of the drawing (0)")
+    _quiet_argument(add)
+
+
+def _writing_arguments(add: Any) -> None:
+    add(
+        "--write",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="write files instead of lines: txt, json, csv, xmp, or several: txt,xmp",
+    )
+    add("--out", metavar="DIR", help="with --write: into DIR, in the same tree; else beside the pictures")
+    add(
+        "--if-exists",
+        metavar="DO",
+        help="with --write: skip, overwrite or append where there is a caption already (skip)",
+    )
+    add("--names", metavar="HOW", help="with --write: photo.txt (short) or photo.jpg.txt (full) (short)")
 
 
 def _evaluate_arguments(add: Any) -> None:
@@ -220,10 +240,13 @@ COMMANDS = {
     "caption": Command(
         "describe pictures",
         "One line a picture. One that cannot be read is reported on stderr, does not disturb the others,\n"
-        "and makes the exit code 1.",
+        "and makes the exit code 1. With --write the captions go into files; repeat the command, whatever\n"
+        "happened, and it does what is missing. Pictures are only read; metadata is added to, never lost.",
         "  captioner caption dog.jpg\n"
         "  captioner caption photos --run runs/flickr8k --beam 5 --n-best 3\n"
         "  captioner caption photos --recursive --json > captions.jsonl\n"
+        "  captioner caption photos --recursive --write txt,xmp\n"
+        "  find photos -name '*.jpg' -print0 | captioner caption - --write csv --out captions\n"
         "  captioner caption dog.jpg --attention looks.png\n"
         "  captioner caption dog.jpg --n-best 5 --temperature 0.8 --seed 1",
         _caption_arguments,

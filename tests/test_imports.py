@@ -15,7 +15,7 @@ PACKAGE = ROOT / "captioner"
 
 # A module imports only from modules that stand after it.
 ORDER = [
-    *("cli", "usage", "commands"),
+    *("cli", "usage", "commands", "describe", "startup"),
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
     *("train", "loop", "signals", "evaluate", "plots", "predict", "captions"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),

@@ -1,0 +1,141 @@
+"""The command `caption`: pictures described, line by line or into files.
+
+In: the parsed arguments. Out: captions on stdout, or sidecars and sheets; drawings of where the model looked.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import CaptionerError, ConfigError, RunError
+from captioner.files import digest_bytes, digest_file, json_text
+from captioner.folders import FolderPlan, caption_folders
+from captioner.images import find_images
+from captioner.progress import bar
+from captioner.reports import caption_lines
+from captioner.sources import gather, named_paths, no_picture_in
+from captioner.startup import find_run, load_tensorflow
+
+
+def caption(arguments: Namespace) -> int:
+    """`captioner caption`: a line a picture, good or bad; or files."""
+    if not arguments.paths and not arguments.list:
+        raise ConfigError("no picture was named; name pictures or folders; - or --list reads a list of them")
+    if arguments.write:
+        return _caption_into_files(arguments)
+    for name in ("out", "if_exists", "names"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
+    paths = _pictures(named_paths(arguments.paths, arguments.list), arguments.recursive)
+    run = find_run(arguments.run)
+    load_tensorflow()
+    from captioner.predict import Captioner
+
+    options = _caption_options(arguments)
+    found = Captioner.load(run).captions_of(paths, attention=bool(arguments.attention), **options)
+    drawings = _drawing_names(arguments.attention, paths)
+    failed = 0
+    # On a terminal the captions themselves show how far it is.
+    quiet = arguments.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
+    with bar(len(paths), "pictures", "captions", quiet) as progress:
+        for path, result in zip(paths, found, strict=True):
+            failed += result.error is not None
+            _print_caption(result, as_json=arguments.json, several=len(paths) > 1)
+            if drawings and result.error is None:
+                _draw_attention(path, result, drawings[path])
+            progress.update(1)
+    return 1 if failed else 0
+
+
+def _caption_options(arguments: Namespace) -> dict[str, Any]:
+    names = ("beam", "n_best", "max_words", "temperature", "top_k", "top_p", "seed")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def _caption_into_files(arguments: Namespace) -> int:
+    """`captioner caption --write`: sidecars, sheets, and a report."""
+    for name in ("json", "attention"):
+        if getattr(arguments, name):
+            raise ConfigError(f"--{name} shows captions, --write puts them into files: choose one of them")
+    run, options = find_run(arguments.run), _caption_options(arguments)
+    plan = FolderPlan(
+        write=tuple(dict.fromkeys(",".join(arguments.write).split(","))),
+        out=Path(arguments.out) if arguments.out else None,
+        if_exists=arguments.if_exists or "skip",
+        names=arguments.names or "short",
+        job=_job(run, options),
+    )
+    plan.check()
+    pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
+
+    def captions_of(paths: Iterable[Path]) -> Iterator[Any]:
+        load_tensorflow()
+        from captioner.predict import Captioner
+
+        return Captioner.load(run).captions_of(paths, **options)
+
+    outcomes = caption_folders(pictures, plan, captions_of, quiet=arguments.quiet)
+    if not arguments.quiet:
+        print("\n".join(outcomes.lines()))
+    return 1 if outcomes.failed else 0
+
+
+def _job(folder: Path, options: dict[str, Any]) -> str:
+    """Stands for all that a caption depends on, but for the picture."""
+    from captioner.best import WEIGHTS
+    from captioner.checkpoints import BEST, Run
+
+    run = Run.open(folder)
+    if run.best is None:
+        raise RunError(f"{folder}: no finished epoch yet; go on with `captioner train … --resume`")
+    parts = [digest_file(folder / BEST / WEIGHTS), run.vocabulary.digest, run.config.to_dict()["decode"]]
+    return digest_bytes(json_text([*parts, options]).encode())[:16]
+
+
+def _pictures(paths: Iterable[str], recursive: bool) -> list[Path]:
+    """Files as named, even if they are not there: each is a record of its own; folders as what is in them."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = find_images(path, recursive) if path.is_dir() else [path]
+        if not inside:
+            raise CaptionerError(no_picture_in(path, recursive))
+        found += inside
+    return list(dict.fromkeys(found))
+
+
+def _print_caption(result: Any, *, as_json: bool, several: bool) -> None:
+    if as_json:
+        print(json_text(result.to_dict()), flush=True)
+    elif result.error is not None:
+        sys.stdout.flush()
+        print(f"error: {result.path}: {result.error}", file=sys.stderr)
+    else:
+        print("\n".join(caption_lines(result, named=several)), flush=True)
+
+
+def _drawing_names(wanted: str | None, paths: Sequence[Path]) -> dict[Path, Path]:
+    """Where each picture's attention is drawn: the file given, or beside it one named after each picture."""
+    if not wanted:
+        return {}
+    target = Path(wanted)
+    if len(paths) == 1:
+        return {paths[0]: target}
+    names: dict[Path, Path] = {}
+    for path in paths:
+        name, count = f"{target.stem}-{path.stem}", 1
+        while target.with_name(name + target.suffix) in names.values():
+            count += 1
+            name = f"{target.stem}-{path.stem}-{count}"
+        names[path] = target.with_name(name + target.suffix)
+    return names
+
+
+def _draw_attention(path: Path, result: Any, target: Path) -> None:
+    from captioner.images import read_image
+    from captioner.plots import plot_attention
+
+    plot_attention(read_image(path), result.words, result.attention, path=target)

@@ -1,0 +1,126 @@
+"""The sheet of all captions, `captions.csv`: read, added to, written whole.
+
+In: the table that is there, if any, and captions. Out: the table with them; columns, rows and the separator
+that it had are kept. A picture with several captions has several rows. All rows are held in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from captioner.errors import DataError
+from captioner.files import replacing
+
+COLUMNS = ["file_name", "caption", "score"]
+_NAMES = ("file_name", "filename", "image", "file", "path")
+_CAPTIONS = ("caption", "text", "description")
+
+
+class Table:
+    """Rows of pictures and captions.
+
+    Args:
+        path: of the file, which need not be there.
+
+    Raises:
+        DataError: it is there, and is no table of captions.
+
+    Example:
+        >>> table = Table(Path("no-such-folder/captions.csv"))
+        >>> table.put("a.jpg", "ein Hund", {"score": -0.5})
+        >>> table.text("a.jpg"), table.text("b.jpg")
+        ('ein Hund', None)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changed = False
+        self._columns, self._delimiter, self._ending = COLUMNS, ",", "\n"
+        self._mark = ""
+        self._rows: list[list[str] | None] = []  # None: taken out
+        self._index: dict[str, list[int]] = {}  # picture → its rows
+        self._name = self._caption = 0
+        self._take(_content(path))
+
+    def text(self, name: str) -> str | None:
+        """The captions of a picture, one a line; None: it has none."""
+        rows = (self._rows[number] for number in self._index.get(name, ()))
+        return "\n".join(row[self._caption] for row in rows if row).strip() or None
+
+    def put(self, name: str, text: str, found: Mapping[str, Any]) -> None:
+        """Gives a picture these captions, one a line; rows that say one of them already stay as they are."""
+        wanted = dict.fromkeys(text.split("\n"))
+        kept = []
+        for number in self._index.get(name, ()):
+            row = self._rows[number]
+            if row and row[self._caption].strip() in wanted:
+                del wanted[row[self._caption].strip()]
+                kept.append(number)
+            else:
+                self._rows[number] = None
+        for caption in wanted:
+            values = {"score": found.get("score", "")}
+            row = [str(values.get(column.lower(), "")) for column in self._columns]
+            row[self._name], row[self._caption] = name, caption
+            kept.append(len(self._rows))
+            self._rows.append(row)
+        self._index[name] = kept
+        self.changed = True
+
+    def save(self) -> None:
+        """Writes the whole file, atomically, if there is anything new in it."""
+        if not self.changed:
+            return
+        # Names that are not Unicode leave as the bytes they came as.
+        encoding: Any = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+        with replacing(self.path) as temporary, open(temporary, "w", **encoding) as file:
+            file.write(self._mark)
+            writer = csv.writer(file, delimiter=self._delimiter, lineterminator=self._ending)
+            writer.writerow(self._columns)
+            writer.writerows(row for row in self._rows if row is not None)
+        self.changed = False
+
+    def _take(self, content: bytes) -> None:
+        if not content.strip():
+            self._name, self._caption = 0, 1
+            return
+        text = content.decode("utf-8", "surrogateescape")
+        if text.startswith("\ufeff"):
+            self._mark, text = "\ufeff", text[1:]
+        head = text.split("\n", 1)[0]
+        self._ending = "\r\n" if head.endswith("\r") else "\n"
+        self._delimiter = max(",;\t", key=head.count)
+        try:
+            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=self._delimiter, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{self.path}: cannot be added to ({error}): move it away, or mend it") from error
+        self._columns = rows[0]
+        self._name = self._column(_NAMES)
+        self._caption = self._column(_CAPTIONS)
+        for row in filter(None, rows[1:]):
+            row += [""] * (len(self._columns) - len(row))
+            self._index.setdefault(row[self._name], []).append(len(self._rows))
+            self._rows.append(row)
+
+    def _column(self, names: tuple[str, ...]) -> int:
+        columns = [column.strip().lower() for column in self._columns]
+        for name in names:
+            if name in columns:
+                return columns.index(name)
+        raise DataError(
+            f"{self.path}: has no column {' or '.join(names)}, so no captions can be added to it: "
+            "move it away, or choose another folder with --out"
+        )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return b""
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
