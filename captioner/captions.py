@@ -1,10 +1,13 @@
-"""What is asked of a captioner, and what it says of one picture. Plain data; reads and writes no file."""
+"""What is asked of a captioner, and what it says of one picture. Plain data.
+
+Reads and writes no file; only the display in a notebook looks at the picture.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,6 +100,38 @@ class Caption:
                 for other in self.alternatives
             ]
         return line
+
+    def _repr_html_(self) -> str:
+        """Jupyter: the picture beside what is said of it."""
+        from captioner.showing import caption_html
+
+        return caption_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """Jupyter without HTML: where the model looked, if that was asked for."""
+        from captioner.showing import caption_png
+
+        return caption_png(self)
+
+
+def captions_to_records(captions: Iterable[Caption]) -> list[dict[str, Any]]:
+    """Captions as rows of a table, each with the same keys: what `pandas.DataFrame` takes.
+
+    >>> captions_to_records([Caption("b.jpg", error="is an empty file")])[0]["error"]
+    'is an empty file'
+    """
+    return [
+        {
+            "path": caption.path,
+            "caption": caption.text if caption.error is None else None,
+            "score": caption.score if caption.error is None else None,
+            "probability": caption.probability if caption.error is None else None,
+            "words": len(caption.words),
+            "alternatives": [other.text for other in caption.alternatives],
+            "error": caption.error,
+        }
+        for caption in captions
+    ]
 
 
 _ONE_OR_MORE = (lambda value: value >= 1), "1 or more"

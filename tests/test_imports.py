@@ -15,9 +15,9 @@ PACKAGE = ROOT / "captioner"
 
 # A module imports only from modules that stand after it.
 ORDER = [
-    *("cli", "usage", "commands", "describe", "startup"),
+    *("cli", "usage", "commands", "describe", "startup", "reports"),
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
-    *("train", "loop", "signals", "evaluate", "plots", "predict", "captions"),
+    *("train", "loop", "signals", "evaluate", "predict", "captions", "showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "shards", "encoders", "backbones", "optimisers"),
     *("search", "search_loop", "metrics", "cider", "scenes", "phrases", "images"),
