@@ -45,7 +45,7 @@ class Protocol:
     format: str = "auto"  # of the data set
     beam: int | None = None  # hypotheses kept; 1: greedy
     max_words: int | None = None  # a caption ends here at the latest
-    batch_size: int = 32  # pictures searched at a time
+    batch_size: int = 64  # pictures searched at a time
 
 
 @dataclass(frozen=True)

@@ -194,7 +194,7 @@ def _evaluate_arguments(add: Any) -> None:
     add("--out", required=True, metavar="DIR", help="folder for predictions.jsonl and scores.json")
     add("--beam", type=_whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
     add("--max-words", type=_whole(1), metavar="N", help="end captions here at the latest")
-    add("--batch-size", type=_whole(1), default=32, metavar="N", help="pictures searched at a time (32)")
+    add("--batch-size", type=_whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
     _quiet_argument(add)
 
 
