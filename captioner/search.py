@@ -15,18 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from captioner.search_loop import (
-    IMPOSSIBLE,
-    Beams,
-    Choose,
-    Hypotheses,
-    SearchOptions,
-    Step,
-    length_factor,
-    read_off,
-    run,
-    without_repeats,
-)
+from captioner.hypotheses import IMPOSSIBLE, Hypotheses, SearchOptions
+from captioner.search_loop import Beams, Choose, Step, length_factor, read_off, run, without_repeats
 
 __all__ = ["Hypotheses", "SearchOptions", "Step", "beam_search", "sample"]
 
@@ -49,7 +39,7 @@ def beam_search(step: Step, state: Any, *, pictures: Any, options: SearchOptions
         Hypotheses, K = n_best or beam.
 
     Example:
-        >>> spell = tf.one_hot([3, 3, 4, 5, 3, 3], 6) * 9.0  # after 2 (start) comes 4, then 5, then 3 (end)
+        >>> spell = tf.one_hot([3, 3, 4, 3, 5, 3], 6) * 9.0  # after 2 (start) comes 4, then 5, then 3 (end)
         >>> found = beam_search(
         ...     lambda words, state: (tf.gather(spell, words), state, None),
         ...     tf.zeros((1, 0)), pictures=1, options=SearchOptions(beam=1, max_words=4),

@@ -17,10 +17,11 @@ PACKAGE = ROOT / "captioner"
 ORDER = [
     *("cli", "usage", "commands", "describe", "startup", "reports"),
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
-    *("train", "loop", "signals", "evaluate", "predict", "captions", "showing", "plots", "lettering"),
+    *("train", "loop", "signals", "evaluate"),
+    *("predict", "captioning", "captions", "showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "shards", "encoders", "backbones", "optimisers"),
-    *("search", "search_loop", "metrics", "cider", "scenes", "phrases", "images"),
+    *("search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),
     *("config", "machine", "manifests", "progress", "files", "errors"),
 ]

@@ -1,0 +1,204 @@
+"""From pictures of any kind to captions in their order, whatever computes them.
+
+What `predict.Captioner` (TensorFlow) and `light.LightCaptioner` (without) share: threads that read ahead,
+batches, pictures that cannot be read, hypotheses put into words. Reads the pictures; writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captioner.captions import Alternative, Caption, CaptionOptions
+from captioner.config import DecodeConfig
+from captioner.errors import ImageError
+from captioner.hypotheses import Hypotheses, SearchOptions
+from captioner.images import read_image
+from captioner.machine import cores
+from captioner.vocabulary import Vocabulary
+
+BATCHES_AHEAD = 2  # that the threads read before they are asked for
+
+
+class Captioning(ABC):
+    """Writes captions with an encoder, a search and the words it knows.
+
+    Attributes:
+        encoder: has `size` (H, W) and `grid` (h, w).
+        vocabulary: the words.
+        decode: how captions are searched for unless a call says otherwise.
+    """
+
+    encoder: Any
+    vocabulary: Vocabulary
+    decode: DecodeConfig
+
+    @abstractmethod
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""
+
+    @abstractmethod
+    def _hypotheses(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
+        """What the search finds for features (n, P, C), n > 0: NumPy arrays of n rows or more."""
+
+    def caption(self, sources: Any, **options: Any) -> list[Caption]:
+        """The captions of pictures, in order.
+
+        Args:
+            sources: as `read_image` takes them (paths, bytes, arrays, Pillow images), or a single one.
+            **options: fields of `CaptionOptions`.
+
+        Raises:
+            ConfigError: an unknown or impossible option. Bad pictures raise nothing: see `Caption.error`.
+        """
+        single = isinstance(sources, str | Path | bytes | bytearray | memoryview)
+        single |= getattr(sources, "ndim", 4) < 4 or hasattr(sources, "getexif")
+        return list(self.captions_of([sources] if single else sources, **options))
+
+    def captions_of(self, sources: Iterable[Any], **options: Any) -> Iterator[Caption]:
+        """As `caption`, one by one while further pictures are being read; any number of them."""
+        return self._captions_of(sources, CaptionOptions.of(options))
+
+    def caption_features(
+        self, features: Any, ids: Sequence[str] | None = None, **options: Any
+    ) -> list[Caption]:
+        """The captions of pictures whose features are known.
+
+        Args:
+            features: (n, P, C); or what has `read(ids)`, such as a `FeatureStore`, read a batch at a time.
+            ids: of the pictures to read from it.
+            **options: fields of `CaptionOptions`.
+
+        Returns:
+            n captions; `path` is the id, or empty.
+        """
+        wanted = CaptionOptions.of(options)
+        names = [""] * len(features) if ids is None else list(ids)
+        captions: list[Caption] = []
+        for start in range(0, len(names), wanted.batch_size):
+            part = slice(start, start + wanted.batch_size)
+            batch = features[part] if ids is None else features.read(names[part])
+            found = self._search(np.asarray(batch), wanted)
+            captions += [
+                dataclasses.replace(caption, path=name)
+                for caption, name in zip(found, names[part], strict=True)
+            ]
+        return captions
+
+    # From pictures.
+
+    def _captions_of(self, sources: Iterable[Any], options: CaptionOptions) -> Iterator[Caption]:
+        threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
+        try:
+            pictures = self._read_ahead(sources, threads, ahead=BATCHES_AHEAD * options.batch_size)
+            while chunk := list(islice(pictures, options.batch_size)):
+                yield from self._caption_chunk(chunk, options)
+        finally:
+            threads.shutdown(wait=True, cancel_futures=True)
+
+    def _read_ahead(
+        self, sources: Iterable[Any], threads: ThreadPoolExecutor, *, ahead: int
+    ) -> Iterator[tuple[str, np.ndarray | ImageError]]:
+        waiting: deque[tuple[str, Future[np.ndarray | ImageError]]] = deque()
+        for source in sources:
+            waiting.append((_name_of(source), threads.submit(self._read, source)))
+            if len(waiting) > ahead:
+                name, picture = waiting.popleft()
+                yield name, picture.result()
+        while waiting:
+            name, picture = waiting.popleft()
+            yield name, picture.result()
+
+    def _read(self, source: Any) -> np.ndarray | ImageError:
+        try:
+            return self._look(read_image(source, size=self.encoder.size))
+        except ImageError as error:
+            return error
+
+    def _caption_chunk(
+        self, chunk: Sequence[tuple[str, np.ndarray | ImageError]], options: CaptionOptions
+    ) -> Iterator[Caption]:
+        """At most one batch of pictures and failures, in order."""
+        good = [picture for _, picture in chunk if isinstance(picture, np.ndarray)]
+        found = iter(self._search(self._features(np.stack(good)), options) if good else ())
+        for name, picture in chunk:
+            if isinstance(picture, ImageError):
+                yield Caption(name, error=picture.reason)
+            else:
+                yield dataclasses.replace(next(found), path=name)
+
+    def _look(self, pixels: np.ndarray) -> np.ndarray:
+        """What a thread makes of the pixels (H, W, 3) of one picture; rows of what `_features` takes."""
+        return pixels
+
+    def _features(self, looks: np.ndarray) -> np.ndarray:
+        """Of (n, …) looks the features (n, P, C)."""
+        return self.encode(looks)
+
+    # From features.
+
+    def _search(self, features: np.ndarray, options: CaptionOptions) -> list[Caption]:
+        """Captions of at most a batch of features (n, P, C)."""
+        if len(features) == 0:
+            return []
+        found = self._hypotheses(features, options)
+        return [
+            self._caption(*(None if part is None else part[row] for part in found))
+            for row in range(len(features))
+        ]
+
+    def search_options(self, options: CaptionOptions) -> SearchOptions:
+        """What is asked for as the search wants it, the run's configuration filled in."""
+        decode = self.decode
+        return SearchOptions(
+            beam=max(_or(options.beam, decode.beam), options.n_best),
+            n_best=options.n_best,
+            max_words=_or(options.max_words, decode.max_words),
+            length_normalisation=_or(options.length_normalisation, decode.length_normalisation),
+            no_repeat=_or(options.no_repeat, decode.no_repeat),
+            temperature=_or(options.temperature, 1.0),
+            top_k=_or(options.top_k, 0),
+            top_p=_or(options.top_p, 1.0),
+            return_attention=options.attention,
+        )
+
+    def _caption(
+        self, words: Any, lengths: Any, scores: Any, log_probabilities: Any, attention: Any
+    ) -> Caption:
+        """The caption of one picture from its hypotheses: (K, T), (K,), (K,), (K,), (K, T, P) or None."""
+        found = []
+        for k, length in enumerate(lengths):
+            ids = words[k, :length].tolist()
+            known = tuple(self.vocabulary.words[i] for i in ids)
+            text = self.vocabulary.text(ids)
+            found.append(Alternative(text, float(scores[k]), float(log_probabilities[k]), known))
+        best = found[0]
+        looks = None
+        if attention is not None:
+            looks = attention[0, : len(best.words)].reshape(-1, *self.encoder.grid)  # (T, h, w)
+        # A small vocabulary may have fewer captions than were asked for.
+        others = tuple(other for other in found[1:] if other.score > -math.inf)
+        return Caption("", best.text, best.score, best.log_probability, best.words, looks, others)
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _name_of(source: Any) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes | bytearray | memoryview):
+        return "<bytes>"
+    if hasattr(source, "getexif"):
+        return str(getattr(source, "filename", "") or "<image>")
+    return "<array>" if hasattr(source, "__array__") else f"<{type(source).__name__}>"
