@@ -1,8 +1,8 @@
 """Where the words of a batch lie: the packed layout, and what is stored and summed in it.
 
-A batch's pictures stand longest caption first, so those active at word t are the first `active[t]`; their rows
-follow one another word by word, (S, R, ·), S being the sum of `active`. All captions of a picture sit beside each
-other, so a picture's grid is read once for all of them. Letters as in `decoder.py`.
+A batch's pictures stand longest caption first, so those active at word t are the first `active[t]`; their
+rows follow one another word by word, (S, R, ·), S being the sum of `active`. All captions of a picture sit
+beside each other, so a picture's grid is read once for all of them. Letters as in `decoder.py`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ Tensor = Any
 def active_pictures(weights: Tensor) -> tuple[Tensor, Tensor]:
     """From weights (T, B, R): pictures active at each word (T,), and the packed rows' (word, picture) (S, 2).
 
-    A picture stays active while any picture after it does, so that any order is right.
+    A picture stays active while any picture after it does, so that any order is right. All are active at the
+    first word, even those without a weight (not readable, or no advantage), which gives them a gradient of 0.
     """
     used = tf.reduce_any(weights != 0, -1)  # (T, B)
     later = tf.reverse(tf.cumsum(tf.cast(tf.reverse(used, [0, 1]), tf.int32), axis=0), [0])
     later = tf.cumsum(later, axis=1) > 0  # (T, B), pictures reversed
     active = tf.reduce_sum(tf.cast(later, tf.int32), 1)
     B = tf.shape(weights)[1]
+    active = tf.maximum(active, B * tf.one_hot(0, tf.shape(active)[0], dtype=tf.int32))
     return active, tf.where(tf.range(B)[None] < active[:, None])
 
 

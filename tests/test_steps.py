@@ -1,0 +1,214 @@
+"""One step of training: what changes, what does not; it depends on its number and the weights alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig, PhaseConfig
+from captioner.decoder import CaptionDecoder
+from captioner.encoders import Encoder, load_encoder
+from captioner.errors import ConfigError
+from captioner.optimisers import Updater
+from captioner.rewards import CaptionReward
+from captioner.steps import Figures, Steps, encoder_variables, trained_variables
+
+V, P, C = 12, 4, 3
+CONFIG = Config(seed=3, decoder=DecoderConfig(units=8, embedding=6), decode=DecodeConfig(max_words=5))
+PLAIN = PhaseConfig(optimizer="sgd", learning_rate=0.1, schedule="constant", warmup_steps=0)
+
+
+def steps_of(phase: PhaseConfig = PLAIN, *, encoder: Any = None, config: Config = CONFIG) -> Steps:
+    """Of a decoder just born."""
+    channels = encoder.channels if encoder else C
+    decoder = CaptionDecoder(config.decoder, vocabulary_size=V, channels=channels, seed=1)
+    return Steps(
+        config, phase, decoder, encoder, Updater(phase, 100, *trained_variables(phase, decoder, encoder))
+    )
+
+
+def batch_of(pictures: int, captions: int = 2, *, seed: int = 0, pixels: int = 0) -> Any:
+    """Random words, longest caption first; every picture lacks words somewhere."""
+    draw = np.random.default_rng(seed)
+    lengths = -np.sort(-draw.integers(1, 7, (pictures, captions)), axis=0)
+    T = lengths.max() + 1
+    words = draw.integers(4, V, (pictures, captions, T)).astype(np.int32)
+    place = np.arange(T)
+    words_in = np.where(place <= lengths[..., None], words, 0)
+    words_in[:, :, 0] = 2
+    words_out = np.where(place < lengths[..., None], np.roll(words_in, -1, axis=2), 0)
+    words_out[place == lengths[..., None]] = 3
+    if pixels:
+        inputs = draw.integers(0, 256, (pictures, pixels, pixels, 3)).astype(np.uint8)
+    else:
+        inputs = draw.normal(size=(pictures, P, C)).astype(np.float16)
+    return (inputs, words_in), words_out, (words_out > 0).astype(np.float32)
+
+
+def weights_of(steps: Steps) -> dict[str, np.ndarray]:
+    return {name: array.copy() for name, array in steps.decoder.weights_dict().items()}
+
+
+def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return all(np.allclose(one[name], other[name], rtol=1e-4, atol=1e-6) for name in one)
+
+
+def without_dropout(phase: PhaseConfig = PLAIN) -> PhaseConfig:
+    return dataclasses.replace(phase, dropout=False)
+
+
+def test_steps_learn_and_say_how_far_they_are():
+    steps = steps_of(PhaseConfig(learning_rate=0.05, schedule="constant", warmup_steps=0, dropout=False))
+    batch = batch_of(6)
+    figures = [steps.train(batch, step) for step in range(30)]
+    words, captions = float(batch[2].sum()), 12.0
+    assert all((f.words, f.captions, f.samples) == (words, captions, 0) for f in figures)
+    assert figures[0].nats / words == pytest.approx(np.log(V), abs=0.2), "knows nothing yet"
+    assert figures[-1].nats < 0.5 * figures[0].nats and figures[-1].correct > figures[0].correct
+    assert steps.dev(batch).nats == pytest.approx(figures[-1].nats, rel=0.3)
+
+
+def test_a_dev_step_changes_nothing():
+    steps = steps_of()
+    before = weights_of(steps)
+    assert steps.dev(batch_of(5)) == steps.dev(batch_of(5))
+    assert equal(before, weights_of(steps))
+
+
+def test_a_step_depends_on_its_number_and_the_weights_alone():
+    """Also not on which batches came before: a resumed training begins in the middle, with another one."""
+    unbroken = steps_of()
+    unbroken.train(batch_of(5, 3, seed=1), 0)
+    resumed = steps_of()
+    resumed.train(batch_of(5, 3, seed=1), 0)
+    assert equal(weights_of(unbroken), weights_of(resumed))
+    resumed = Steps(CONFIG, PLAIN, resumed.decoder, resumed.encoder, resumed.updater)  # compiles anew
+    for steps in (unbroken, resumed):
+        steps.train(batch_of(3, 1, seed=2), 1)
+    assert equal(weights_of(unbroken), weights_of(resumed))
+    unbroken.train(batch_of(3, 1, seed=2), 2)
+    resumed.train(batch_of(3, 1, seed=2), 3)
+    assert not equal(weights_of(unbroken), weights_of(resumed)), "another step drops other numbers"
+
+
+def test_parts_side_by_side_give_the_step_of_the_whole():
+    found = []
+    for cores in (1, 2, 5):
+        steps = steps_of(without_dropout())
+        steps._cores = cores
+        steps.train(batch_of(5), 0)
+        found.append(weights_of(steps))
+    assert close(found[0], found[1]) and close(found[0], found[2])
+
+
+def test_a_picture_without_weight_counts_for_nothing():
+    (features, words_in), words_out, weights = batch_of(2)
+    for words in (words_in, words_out, weights):
+        words[1] = 0
+    steps, alone = steps_of(without_dropout()), steps_of(without_dropout())
+    figures = steps.train(((features, words_in), words_out, weights), 0)
+    expected = alone.train(((features[:1], words_in[:1]), words_out[:1], weights[:1]), 0)
+    assert figures == pytest.approx(expected, rel=1e-5) and figures.captions == 2
+    assert close(weights_of(steps), weights_of(alone))
+    for words in (words_in, words_out, weights):
+        words[:] = 0
+    before = weights_of(steps)
+    assert steps.train(((features, words_in), words_out, weights), 1) == Figures()
+    assert equal(before, weights_of(steps)), "not one readable picture: no step, and no NaN"
+
+
+@pytest.mark.parametrize("mixed", [0.0, 0.2])
+def test_reward_makes_captions_better(mixed):
+    phase = PhaseConfig(
+        objective="reward",
+        learning_rate=0.05,
+        schedule="constant",
+        warmup_steps=0,
+        samples=6,
+        cross_entropy=mixed,
+    )
+    steps = steps_of(phase)
+    batch = batch_of(4, 1)
+    references = [[[int(w) for w in row[0] if w > 3]] for row in batch[1]]
+    reward = CaptionReward(references)
+    figures = [steps.reinforce(batch, step, np.arange(4), reward) for step in range(40)]
+    first, last = (np.mean([f.reward / f.samples for f in part]) for part in (figures[:5], figures[-5:]))
+    assert last > first + 30, "points of CIDEr-D"
+    assert all(f.samples == f.captions == 24 for f in figures)
+    assert (figures[0].words > 0) == (mixed > 0), "cross entropy is known only where it is asked for"
+
+
+def test_a_picture_without_weight_is_not_rewarded():
+    phase = PhaseConfig(objective="reward", optimizer="sgd", clip_norm=0.0, dropout=False, samples=3)
+    (features, words_in), words_out, weights = batch_of(1)
+    weights[:] = 0
+    steps = steps_of(phase)
+    before = weights_of(steps)
+    steps.reinforce(
+        ((features, words_in), words_out, weights), 0, np.array([0]), CaptionReward([[[4, 5]], [[6]]])
+    )
+    assert equal(before, weights_of(steps))
+
+
+# The encoder.
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return load_encoder("small_cnn", weights="none", size=32)
+
+
+def test_only_what_a_phase_trains_changes(encoder):
+    layers = [layer.name for layer in encoder.model.layers if layer.weights]
+    phase = dataclasses.replace(
+        PLAIN, trains=("encoder",), encoder_from=layers[-1], encoder_learning_rate=0.1
+    )
+    steps = steps_of(phase, encoder=encoder)
+    decoder, cnn = weights_of(steps), encoder.weights_dict()
+    batch = batch_of(4, pixels=32)
+    figures = steps.train(batch, 0)
+    assert equal(decoder, weights_of(steps)) and figures.words == batch[2].sum()
+    changed = [name for name, array in encoder.weights_dict().items() if not np.array_equal(array, cnn[name])]
+    last = len(encoder.model.get_layer(layers[-1]).weights)
+    assert changed == list(cnn)[-last:], "the layer it names and those after it"
+
+
+def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder):
+    steps = steps_of(encoder=encoder)
+    decoder, cnn = weights_of(steps), encoder.weights_dict()
+    batch = batch_of(4, pixels=32)
+    (pixels, words_in), words_out, weights = batch
+    cells = np.asarray(encoder.encode(pixels))
+    from_cells = Steps(CONFIG, PLAIN, steps.decoder, encoder, steps.updater).dev(
+        ((cells, words_in), words_out, weights)
+    )
+    assert steps.dev(batch) == pytest.approx(from_cells, rel=1e-4)
+    steps.train(batch, 0)
+    assert equal(cnn, encoder.weights_dict()) and not equal(decoder, weights_of(steps))
+
+
+def test_a_layer_that_is_not_there(encoder):
+    near = encoder.model.layers[2].name
+    with pytest.raises(ConfigError, match=f'unknown encoder layer "{near}x"; did you mean'):
+        encoder_variables(PhaseConfig(encoder_from=f"{near}x"), encoder)
+
+
+def test_regularisation_is_part_of_the_objective(encoder):
+    config = dataclasses.replace(
+        CONFIG,
+        encoder=EncoderConfig(l2=0.01),
+        decoder=DecoderConfig(units=8, embedding=6, regularizer="l2", regularizer_strength=0.1),
+    )
+    phase = dataclasses.replace(PLAIN, trains=("decoder", "encoder"))
+    steps = steps_of(phase, encoder=encoder, config=config)
+    matrices = [array for array in steps.decoder.weights_dict().values() if array.ndim == 2]
+    expected = 0.1 * sum((a.astype(float) ** 2).sum() for a in matrices)
+    expected += 0.01 * sum((np.asarray(v).astype(float) ** 2).sum() for v in encoder.trainable_variables)
+    assert float(steps._penalty()) == pytest.approx(expected, rel=1e-4)
