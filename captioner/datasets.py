@@ -94,6 +94,11 @@ def load_split(
     else:
         everything = dataset.records(listing.captions)
         drawn = draw_splits((record.id for record in everything), seed=seed, pinned=made)
+        if 0 < len(everything) < 3 and not drawn[name]:
+            raise DataError(
+                f"{root}: has no splits of its own, and too few usable pictures to draw some: "
+                f"{len(everything)}, at least 3 are needed"
+            )
         members = set(drawn[name])
         records = [record for record in everything if record.id in members]
     if not records:
