@@ -20,7 +20,7 @@ captioner: a picture goes in, a sentence comes out.
   captioner caption dog.jpg                    describe a picture
   captioner sample scenes                      draw a small data set to try things on
   captioner data scenes --sheet sheet.png      look at a data set
-  captioner train scenes --data scenes --run runs/scenes
+  captioner train sample --data scenes --run runs/scenes
   captioner evaluate --run runs/scenes --data scenes --out runs/scenes/test
 
 `captioner COMMAND --help` explains a command; `captioner --help` lists all."""

@@ -52,7 +52,7 @@ def sample(arguments: Namespace) -> int:
         f"{arguments.folder}: {arguments.pictures} pictures with captions; look at them, then train on them:"
     )
     print(f"  captioner data {arguments.folder} --sheet sheet.png")
-    print(f"  captioner train scenes --data {arguments.folder} --run runs/scenes")
+    print(f"  captioner train sample --data {arguments.folder} --run runs/scenes")
     return 0
 
 

@@ -1,22 +1,24 @@
-"""What a command needs before it can compute: the run folder that is meant, and TensorFlow.
+"""What a command needs before it can compute: the run folder that is meant, its captioner, TensorFlow.
 
-In: what was typed, $CAPTIONER_RUN. Out: a folder; TensorFlow imported without its C++ chatter.
+In: what was typed, $CAPTIONER_RUN. Out: a folder; a captioner; TensorFlow imported without its C++ chatter.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import captioner
 from captioner.errors import RunError
+from captioner.progress import say, silent_stderr
+
+if TYPE_CHECKING:
+    from captioner.captioning import Captioning
 
 SHIPPED = ("shipped", "../checkpoints/flickr8k")  # beside this file: in the wheel, in a checkout
-
 
 
 def find_run(given: str | None) -> Path:
@@ -33,9 +35,38 @@ def find_run(given: str | None) -> Path:
             return folder
     raise RunError(
         "no trained model: none comes with this installation; name a run folder with --run or in "
-        "$CAPTIONER_RUN, or make one: captioner sample scenes, then captioner train scenes --data scenes "
+        "$CAPTIONER_RUN, or make one: captioner sample scenes, then captioner train sample --data scenes "
         "--run runs/scenes"
     )
+
+
+def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = False) -> Captioning:
+    """The captioner of a run: its compiled form where that can do what is asked, else TensorFlow with a word.
+
+    Args:
+        folder: of the run.
+        options: fields of `CaptionOptions`; None: as the run says.
+        quiet: no word.
+
+    Raises:
+        ConfigError: an impossible option.
+        RunError: there is no such run, it is not finished enough, or a file is damaged.
+    """
+    from captioner.captions import CaptionOptions
+    from captioner.light import LightCaptioner, NotCompiled
+
+    if CaptionOptions.of(options).drawn:
+        reason = "words are drawn at random"
+    else:
+        try:
+            return LightCaptioner.load(folder)
+        except NotCompiled as error:
+            reason = f"{error}, which `captioner export --run {folder}` makes"
+    say(f"TensorFlow is loaded: {reason}", quiet=quiet)
+    load_tensorflow()
+    from captioner.predict import Captioner
+
+    return Captioner.load(folder)
 
 
 def load_tensorflow() -> None:
@@ -45,23 +76,5 @@ def load_tensorflow() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "2":  # somebody wants to see it
         import tensorflow  # noqa: F401
-    with _silent_stderr():
+    with silent_stderr():
         import tensorflow  # noqa: F401, F811
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Keeps back what is written to file descriptor 2, below Python; gives it out if the block fails."""
-    sys.stderr.flush()
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as file:
-        os.dup2(file.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            file.seek(0)
-            os.write(kept, file.read())
-            raise
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)

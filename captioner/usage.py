@@ -254,7 +254,7 @@ COMMANDS = {
     "train": Command(
         "train a model on captioned pictures",
         "Writes a run folder that holds all that captioning needs. Ctrl-C finishes the step and saves.",
-        "  captioner train scenes --data scenes --run runs/scenes\n"
+        "  captioner train sample --data scenes --run runs/scenes\n"
         "  captioner train flickr8k-frozen --data flickr8k --run runs/flickr8k --set decoder.units=256\n"
         "  captioner train --resume --data flickr8k --run runs/flickr8k",
         _train_arguments,
