@@ -64,11 +64,20 @@ def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | No
     if not _begun(folder):
         return None
     content, info, _ = _vouched(folder)
+    return arrays_in(content, folder / WEIGHTS), info
+
+
+def arrays_in(content: bytes, path: Path, part: str = "") -> dict[str, np.ndarray]:
+    """The arrays of a weights file whose names start with `part`, floating ones as float32.
+
+    Raises:
+        RunError: it is something else; `path` is named.
+    """
     try:
         arrays = safetensors.numpy.load(content)
     except safetensors.SafetensorError as error:
-        raise RunError(f"{folder / WEIGHTS}: not a weights file ({error}); {REMEDY}") from error
-    return {name: _floats(array, np.float32) for name, array in arrays.items()}, info
+        raise RunError(f"{path}: not a weights file ({error}); {REMEDY}") from error
+    return {name: _floats(array, np.float32) for name, array in arrays.items() if name.startswith(part)}
 
 
 def _begun(folder: Path) -> bool:
@@ -110,4 +119,4 @@ def _stored(array: np.ndarray, half: bool) -> np.ndarray:
 
 
 def _floats(array: np.ndarray, kind: Any) -> np.ndarray:
-    return array.astype(kind) if array.dtype.kind == "f" else array
+    return array.astype(kind, copy=False) if array.dtype.kind == "f" else array

@@ -99,8 +99,12 @@ class Run:
         return cls(folder)
 
     @classmethod
-    def open(cls, folder: str | Path) -> Run:
+    def open(cls, folder: str | Path, *, weights: bool = True) -> Run:
         """The run in a folder, complete and undamaged as far as it has come.
+
+        Args:
+            folder: where it is.
+            weights: also read and check those of the best epoch.
 
         Raises:
             RunError: it is not one, or a file is missing, damaged or of another version; says which, and what
@@ -110,7 +114,8 @@ class Run:
         if not (folder / CONFIG).is_file():
             raise RunError(_not_a_run(folder))
         run = cls(folder)
-        _ = run.best  # read and checked
+        if weights:
+            _ = run.best  # read and checked
         return run
 
     @contextmanager

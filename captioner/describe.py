@@ -13,12 +13,11 @@ from typing import Any
 
 from captioner.errors import CaptionerError, ConfigError, RunError
 from captioner.files import digest_bytes, digest_file, json_text
-from captioner.folders import FolderPlan, caption_folders
 from captioner.images import find_images
 from captioner.progress import bar
 from captioner.reports import caption_lines
 from captioner.sources import gather, named_paths, no_picture_in
-from captioner.startup import find_run, load_tensorflow
+from captioner.startup import find_run, load_captioner
 
 
 def caption(arguments: Namespace) -> int:
@@ -32,11 +31,8 @@ def caption(arguments: Namespace) -> int:
             raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
     paths = _pictures(named_paths(arguments.paths, arguments.list), arguments.recursive)
     run = find_run(arguments.run)
-    load_tensorflow()
-    from captioner.predict import Captioner
-
-    options = _caption_options(arguments)
-    found = Captioner.load(run).captions_of(paths, attention=bool(arguments.attention), **options)
+    options = {**_caption_options(arguments), "attention": bool(arguments.attention)}
+    found = load_captioner(run, options, quiet=arguments.quiet).captions_of(paths, **options)
     drawings = _drawing_names(arguments.attention, paths)
     failed = 0
     # On a terminal the captions themselves show how far it is.
@@ -58,6 +54,8 @@ def _caption_options(arguments: Namespace) -> dict[str, Any]:
 
 def _caption_into_files(arguments: Namespace) -> int:
     """`captioner caption --write`: sidecars, sheets, and a report."""
+    from captioner.folders import FolderPlan, caption_folders
+
     for name in ("json", "attention"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name} shows captions, --write puts them into files: choose one of them")
@@ -73,10 +71,7 @@ def _caption_into_files(arguments: Namespace) -> int:
     pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
 
     def captions_of(paths: Iterable[Path]) -> Iterator[Any]:
-        load_tensorflow()
-        from captioner.predict import Captioner
-
-        return Captioner.load(run).captions_of(paths, **options)
+        return load_captioner(run, options, quiet=arguments.quiet).captions_of(paths, **options)
 
     outcomes = caption_folders(pictures, plan, captions_of, quiet=arguments.quiet)
     if not arguments.quiet:

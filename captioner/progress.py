@@ -6,14 +6,13 @@ files, CI), nothing when quiet. `recording` also keeps what `say` says in a log 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
-
-from tqdm import tqdm
 
 from captioner.files import append_line
 
@@ -54,8 +53,12 @@ def say(text: str, *, quiet: bool = False) -> None:
     """One line of narration on stderr, above a bar that is being drawn; also into the logs of `recording`."""
     for path in _logs:
         append_line(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
-    if not quiet:
-        tqdm.write(text, file=sys.stderr)
+    if quiet:
+        return
+    if "tqdm" in sys.modules:
+        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -82,6 +85,26 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min"
 
 
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keeps back what is written to file descriptor 2, below Python; gives it out if the block fails."""
+    import tempfile
+
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            file.seek(0)
+            os.write(kept, file.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
 class _Silence:
     def update(self, n: int = 1, **figures: float | str) -> None:
         return
@@ -89,6 +112,8 @@ class _Silence:
 
 class _TerminalBar:
     def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
+        from tqdm import tqdm  # not before a bar is drawn: one caption should not wait for it
+
         self._bar = tqdm(
             total=total, unit=f" {unit}", desc=description, initial=done, file=sys.stderr, dynamic_ncols=True
         )

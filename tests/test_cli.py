@@ -167,6 +167,7 @@ def test_a_name_that_is_no_unicode_is_still_json(
 
 def test_tensorflow_does_not_chatter(tiny_run: Path, photos: Path) -> None:
     command = [sys.executable, "-m", "captioner", "caption", str(photos / "b.png"), "--run", str(tiny_run)]
+    command.append("--quiet")
     quiet = {name: value for name, value in NEW.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     done = subprocess.run(command, env=quiet, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout) == (1, "")
@@ -191,10 +192,10 @@ def test_sample_and_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_captions_one_line_a_picture(
     tiny_run: Path, photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, alone, err = run("caption", photos / "a.png", "--run", tiny_run, capsys=capsys)
+    code, alone, err = run("caption", photos / "a.png", "--run", tiny_run, "--quiet", capsys=capsys)
     assert (code, err, alone.count("\n")) == (0, "", 1)
     monkeypatch.setenv("CAPTIONER_RUN", str(tiny_run))
-    code, out, err = run("caption", photos, capsys=capsys)
+    code, out, err = run("caption", photos, "--quiet", capsys=capsys)
     assert code == 1
     assert [line.split(": ")[0] for line in out.splitlines()] == [str(photos / f"{n}.png") for n in "acd"]
     assert out.startswith(f"{photos / 'a.png'}: {alone}")
@@ -205,7 +206,7 @@ def test_captions_one_line_a_picture(
 
 def test_captions_as_json(tiny_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     wanted = ("caption", photos, photos / "nowhere.png", "--run", tiny_run, "--json", "--n-best", 2)
-    code, out, err = run(*wanted, capsys=capsys)
+    code, out, err = run(*wanted, "--quiet", capsys=capsys)
     lines = [json.loads(line) for line in out.splitlines()]
     assert (code, err) == (1, "")
     assert [Path(line["path"]).stem for line in lines] == ["a", "b", "c", "d", "nowhere"]

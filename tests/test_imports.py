@@ -18,7 +18,8 @@ ORDER = [
     *("cli", "usage", "commands", "describe", "startup", "reports"),
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
     *("train", "loop", "signals", "evaluate"),
-    *("predict", "captioning", "captions", "showing", "plots", "lettering"),
+    *("predict", "light", "light_decoder", "light_search", "captioning", "captions"),
+    *("showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "shards", "encoders", "backbones", "optimisers"),
     *("search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
@@ -28,7 +29,7 @@ ORDER = [
 # What the command line may load before a command begins to compute.
 LIGHT = [
     *("cli", "usage", "folders", "sources", "plots", "checkpoints", "best", "metrics", "cider", "scenes"),
-    *("images",),
+    *("images", "startup", "light", "light_decoder", "light_search", "captioning", "hypotheses"),
     *("datasets", "readers", "vocabulary", "config", "manifests", "progress", "files", "errors"),
 ]
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

@@ -1,0 +1,155 @@
+"""Captions without TensorFlow: the CNN compiled for LiteRT, decoder and search in NumPy.
+
+In: a run folder that holds a compiled form of its best epoch,
+
+    compiled/compiled.json      what it was made from; vouches for the next one; written last
+    compiled/encoder.tflite     pixels (1, H, W, 3) uint8 → cells (1, P, C) float32
+
+and pictures. Out: captions as `predict.Captioner` writes them, the first before TensorFlow would be imported.
+The decoder's arrays are those of `best/`: a compiled form made from other weights than are there now is not
+used. `extras.export` makes it. Each picture is decoded and seen by the CNN in one thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captioner.best import WEIGHTS, arrays_in
+from captioner.captioning import Captioning
+from captioner.captions import CaptionOptions
+from captioner.checkpoints import BEST, Run
+from captioner.errors import ConfigError, RunError
+from captioner.hypotheses import Hypotheses
+from captioner.light_decoder import LightDecoder
+from captioner.light_search import beam_search
+from captioner.manifests import read_checked, read_manifest
+from captioner.progress import silent_stderr
+
+COMPILED, MANIFEST, ENCODER = "compiled", "compiled.json", "encoder.tflite"
+FORMAT = 1
+
+
+class NotCompiled(RunError):
+    """A run that cannot be captioned with without TensorFlow; says why."""
+
+
+class LightEncoder:
+    """The compiled CNN. Any number of threads may use it: each has an interpreter to itself.
+
+    Args:
+        model: a LiteRT model, pixels (1, H, W, 3) uint8 → cells (1, P, C) float32.
+        info: `Run.encoder_info`.
+    """
+
+    def __init__(self, model: bytes, info: Mapping[str, Any]) -> None:
+        self.size: tuple[int, int] = tuple(info["size"])
+        self.grid: tuple[int, int] = tuple(info["grid"])
+        self._model = model
+        self._idle = [self._interpreter()]
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 → (P, C) float16."""
+        try:
+            interpreter = self._idle.pop()
+        except IndexError:  # all are at work
+            interpreter = self._interpreter()
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], pixels[None])
+        interpreter.invoke()
+        cells = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0].astype(np.float16)
+        self._idle.append(interpreter)
+        return cells
+
+    def _interpreter(self) -> Any:
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(model_content=self._model, num_threads=1)
+        interpreter.allocate_tensors()
+        return interpreter
+
+
+class LightCaptioner(Captioning):
+    """Writes captions like `predict.Captioner`, but draws none at random.
+
+    A picture gets the same caption alone as among others.
+
+    Example:
+        >>> captioner = LightCaptioner.load("runs/flickr8k")  # doctest: +SKIP
+        >>> captioner.caption(["dog.jpg", "cat.png"], beam=5)[0].text  # doctest: +SKIP
+        'a brown dog runs through the grass'
+    """
+
+    def __init__(self, encoder: LightEncoder, decoder: LightDecoder, run: Run) -> None:
+        self.encoder, self.decoder = encoder, decoder
+        self.vocabulary, self.decode = run.vocabulary, run.config.decode
+
+    @classmethod
+    def load(cls, folder: str | Path) -> LightCaptioner:
+        """The best epoch of a run, by its compiled form.
+
+        Raises:
+            NotCompiled: it has none of its present weights, or LiteRT is not installed.
+            RunError: there is no such run, or a file is damaged.
+        """
+        run = Run.open(folder, weights=False)
+        manifest = _manifest(run)
+        # The weights are read and digested while the other thread imports LiteRT.
+        with ThreadPoolExecutor(1) as threads:
+            arrays = threads.submit(_decoder_arrays, run.folder, manifest["weights"])
+            model = read_checked(run.folder / COMPILED / ENCODER, manifest["files"][ENCODER])
+            try:
+                with silent_stderr():
+                    encoder = LightEncoder(model, run.encoder_info)
+            except ImportError as error:
+                raise NotCompiled(f"LiteRT is not there: pip install ai-edge-litert ({error})") from error
+            return cls(encoder, LightDecoder(run.config.decoder, arrays.result()), run)
+
+    def encode(self, pixels: np.ndarray) -> np.ndarray:
+        """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""
+        return np.stack([self.encoder.encode(one) for one in pixels])
+
+    def _look(self, pixels: np.ndarray) -> np.ndarray:
+        return self.encoder.encode(pixels)
+
+    def _features(self, looks: np.ndarray) -> np.ndarray:
+        return looks
+
+    def _hypotheses(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
+        if options.drawn:
+            raise ConfigError("temperature, top_k, top_p: words are drawn by captioner.Captioner alone")
+        memory = self.decoder.prepare(features)
+        return beam_search(
+            self.decoder.stepper(memory),
+            self.decoder.initial_state(memory),
+            pictures=len(features),
+            options=self.search_options(options),
+        )
+
+
+def _manifest(run: Run) -> dict[str, Any]:
+    path = run.folder / COMPILED / MANIFEST
+    if not path.is_file():
+        raise NotCompiled(f"{run.folder} has no compiled form")
+    manifest = read_manifest(path)
+    if manifest["format"] != FORMAT:
+        raise NotCompiled(f"{path} is of another version of captioner")
+    if manifest["vocabulary"] != run.vocabulary.digest:
+        raise NotCompiled(f"{path} was made for another vocabulary")
+    return manifest
+
+
+def _decoder_arrays(folder: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The decoder's part of the best weights, if they are those of a manifest's entry."""
+    path = folder / BEST / WEIGHTS
+    try:
+        content = read_checked(path, entry)
+    except (
+        RunError
+    ) as error:  # trained on since; or damaged, which is found out and said by who reads it next
+        raise NotCompiled(f"the compiled form of {folder} is not of its present weights") from error
+    arrays = arrays_in(content, path, "decoder/")
+    return {name.removeprefix("decoder/"): array for name, array in arrays.items()}
