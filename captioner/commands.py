@@ -17,6 +17,7 @@ from captioner.describe import caption as caption
 from captioner.errors import ConfigError
 from captioner.files import json_text
 from captioner.reports import epoch_name, info_lines, score_lines, scores_line
+from captioner.serving import serve as serve
 from captioner.startup import load_tensorflow
 
 

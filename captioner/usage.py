@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from captioner import __version__
+from captioner import __version__, serving
 from captioner.errors import ConfigError, unknown_name
 
 
@@ -292,5 +292,11 @@ COMMANDS = {
         "Encoder, words, epochs, scores, sizes, and the checkpoints kept.",
         "  captioner info runs/flickr8k\n  captioner info runs/flickr8k --config > my-recipe.toml",
         _info_arguments,
+    ),
+    "serve": Command(
+        serving.SUMMARY,
+        serving.MORE,
+        serving.EXAMPLES,
+        lambda add: serving.add_arguments(add, _whole),
     ),
 }

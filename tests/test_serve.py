@@ -267,6 +267,9 @@ def test_what_cannot_be_parsed_is_said(server: Server) -> None:
     deep = "[" * 100_000
     assert server.ask("POST", "/api/caption", deep, {"content-type": "application/json"})[0] == 400
     assert server.ask("POST", "/api/caption", "x", {"content-type": "text/plain"})[0] == 415
+    status, answer, _ = server.post_form([("a.png", png(1))] * 30)
+    assert (status, "it may have 16 pictures" in answer["error"]) == (400, True)
+    assert server.ask("POST", "/api/caption", "x", {"content-type": "multipart/form-data"})[0] == 400
     torn = {"content-type": "multipart/form-data; boundary=x"}
     assert server.ask("POST", "/api/caption", b"--x\r\nnonsense", torn)[0] == 400
     assert server.ask("GET", "/api/caption")[0] == 405

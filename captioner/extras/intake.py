@@ -166,23 +166,30 @@ def check_count(pictures: Iterable[Any], most: int) -> None:
 
 
 async def _from_form(request: Any, fields: dict[str, Any], most: int) -> list[tuple[str, bytes]]:
-    from starlette.exceptions import HTTPException
-    from starlette.formparsers import MultiPartException
+    from starlette.formparsers import MultiPartException, MultiPartParser
 
-    found = []
+    # Few parts, or a body of tiny ones would take many times its size; one more than allowed is told apart.
+    parser = MultiPartParser(
+        request.headers, request.stream(), max_files=most + 1, max_fields=40, max_part_size=2**16
+    )
+    parser.spool_max_size = 2**62  # pictures stay in memory: the body is within its limit already
     try:
-        # One more than allowed, so that the complaint is ours.
-        async with request.form(max_files=most + 1, max_fields=40, max_part_size=2**16) as form:
-            for name, value in form.multi_items():
-                if isinstance(value, str):
-                    fields[name] = value
-                elif name in _FILES:
-                    found.append((value.filename or "", await value.read()))
-                else:
-                    raise ConfigError(unknown_name("file field", name[:80], _FILES))
-    except (HTTPException, MultiPartException) as error:
-        detail = getattr(error, "detail", None) or getattr(error, "message", "")
-        raise ConfigError(f"the form cannot be read: {str(detail)[:200]}") from error
+        form = await parser.parse()
+    except KeyError as error:
+        raise ConfigError("the form cannot be read: its content type names no boundary") from error
+    except (MultiPartException, ValueError) as error:
+        detail = str(getattr(error, "message", error))[:200]
+        raise ConfigError(
+            f"the form cannot be read ({detail}); it may have {most} pictures and 40 fields"
+        ) from error
+    found = []
+    for name, value in form.multi_items():
+        if isinstance(value, str):
+            fields[name] = value
+        elif name in _FILES:
+            found.append((value.filename or "", await value.read()))
+        else:
+            raise ConfigError(unknown_name("file field", name[:80], _FILES))
     return found
 
 
