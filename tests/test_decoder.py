@@ -135,9 +135,12 @@ def test_attention_over_the_cells_sums_to_one(decoder, batch):
 def test_dropout_depends_on_its_seed_alone(batch):
     decoder = CaptionDecoder(DecoderConfig(units=8, embedding=6), vocabulary_size=V, channels=C)
     grids, words_in, words_out, weights = batch
-    run = lambda seed: np.asarray(
-        decoder.packed_logits((grids, words_in), words_out, weights, tf.constant(seed)).logits
-    )  # noqa: E731
+
+    def run(seed):
+        return np.asarray(
+            decoder.packed_logits((grids, words_in), words_out, weights, tf.constant(seed)).logits
+        )
+
     np.testing.assert_array_equal(run([0, 1]), run([0, 1]))
     assert np.abs(run([0, 1]) - run([0, 2])).max() > 0
 
