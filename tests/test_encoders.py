@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import save_file
 
-from captioner.backbones import PREPROCESSING, Preprocess
+from captioner.backbones import PREPROCESSING, Preprocess, initialise
 from captioner.encoders import ENCODERS, EncoderSpec, fold_batch_norm, load_encoder
 from captioner.errors import ConfigError, EncoderError
 
@@ -49,7 +49,8 @@ def pictures(count: int, size: int) -> np.ndarray:
 
 
 def stir(model: Any) -> None:
-    """Gives batch normalisations statistics and factors such as training leaves."""
+    """Weights from a seed, with statistics and factors of batch normalisations such as training leaves."""
+    initialise(model, 0)
     random = np.random.default_rng(1)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
