@@ -28,7 +28,7 @@ from captioner.progress import bar
 from captioner.sidecars import WRITERS, Found, Sheet, Sidecar
 from captioner.sources import Pictures, is_picture_name
 from captioner.tables import Table
-from captioner.works import Folder, Result
+from captioner.works import NO_WORDS, Folder, Result
 
 IF_EXISTS = {  # what happens to a caption that is there and is not from this program
     "skip": "it stays as it is",
@@ -154,9 +154,9 @@ class _Job:
                     under_way.append(_UnderWay(folder, name, folder.stamp(name), name == names[-1]))
                     yield path / name
 
+        found = captions_of(paths())  # may load a model first, which should not count
         began = time.monotonic()
         with bar(sum(len(names) for _, names in missing), "pictures", "captions", quiet) as progress:
-            found = captions_of(paths())
             while captions := list(islice(found, CHUNK)):
                 works = [(under_way.popleft(), _found(caption)) for caption in captions]
                 for folder, group in groupby(works, key=lambda work: work[0].folder):
@@ -242,5 +242,5 @@ def _found(caption: Any) -> Found | str:
     if caption.error is not None:
         return str(caption.error)
     if not caption.text.strip():
-        return "the model found no words for it"
+        return NO_WORDS
     return {key: value for key, value in caption.to_dict().items() if key != "path"}

@@ -30,7 +30,7 @@ class Outcomes:
     captioned: int = 0
     restored: int = 0  # captioned in an earlier run; only written now
     done: int = 0  # nothing was missing
-    kept: int = 0  # have captions of another origin, which stay
+    kept: int = 0  # have captions of other origin, which stay
     seconds: float = 0.0  # of captioning
     failures: Counter[str] = field(default_factory=Counter)  # why → how many
     examples: dict[str, list[str]] = field(default_factory=dict)  # why → the first of them
@@ -44,8 +44,9 @@ class Outcomes:
     def fail(self, path: Path | str, reason: str) -> None:
         """Counts a failure and says so at once, quiet or not."""
         say(f"error: {path}: {reason}")
-        self.failures[reason] += 1
-        examples = self.examples.setdefault(reason, [])
+        kind = reason.partition(" (")[0]  # details in brackets differ from picture to picture
+        self.failures[kind] += 1
+        examples = self.examples.setdefault(kind, [])
         if len(examples) < _SHOWN_EXAMPLES:
             examples.append(str(path))
 
@@ -64,8 +65,8 @@ class Outcomes:
             yield f"{self.done:,} were done already"
         if self.kept:
             yield (
-                f"{self.kept:,} have captions of other origin, left as they are "
-                "(--if-exists overwrite replaces them, append adds to them)"
+                f"{self.kept:,} left as they are: they have captions by hand or of another model or setting "
+                "(--if-exists overwrite replaces those, append adds to them)"
             )
         if self.captioned >= 50 and len(self.different) <= _TOO_FEW * self.captioned:
             count = len(self.different)

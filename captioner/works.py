@@ -16,11 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, ImageError
 from captioner.files import digest_bytes
+from captioner.images import read_image
 from captioner.journals import Journal, held
 from captioner.places import Look, Target
 from captioner.sidecars import Found, joined
+
+NO_WORDS = "the model found no words for it"
 
 
 @dataclass(frozen=True)
@@ -138,8 +141,21 @@ class Folder:
             else:
                 verdicts.add("write" if look.moves_from else version.verdict(look, note))
         if verdicts & {"write", "renew"}:
+            problem = self._fails_still(name, entry) if version.is_of(entry) else ""
+            if problem:
+                return "failed", problem
             return ("known" if version.is_of(entry) and "found" in entry else "caption"), ""
         return ("failed", problem) if problem else ("keep" if "keep" in verdicts else "done", "")
+
+    def _fails_still(self, name: str, entry: Mapping[str, Any]) -> str:
+        """Why a picture that failed before would fail again; found out without a model."""
+        if "error" not in entry:
+            return ""
+        try:
+            read_image(self.path / name)
+        except ImageError as error:
+            return error.reason
+        return NO_WORDS if entry["error"] == NO_WORDS else ""
 
     def known(self, name: str) -> Result:
         """What the journal knows of a picture."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,13 @@ STEMS = ("photo", "urlaub-größe", "여름 휴가", "夏の旅行", "IMG_0001",
 FOLDERS = (".", "2024/여름", "2024/Österreich", "夏", "deep/er/still")
 
 
-def make_photos(folder: Path, count: int, *, seed: int = 0, broken: float = 0.05) -> dict[Path, str | None]:
-    """Draws `count` pictures into sub-folders: path → its caption, or None for a broken one."""
+def make_photos(
+    folder: Path, count: int, *, seed: int = 0, broken: float = 0.05, motifs: Sequence[Path] = ()
+) -> dict[Path, str | None]:
+    """Draws `count` pictures into sub-folders: path → its caption by `captions_of`, or None for a broken one.
+
+    With `motifs` they show those pictures instead of plain colours, and their captions mean nothing.
+    """
     draw = random.Random(seed)
     made: dict[Path, str | None] = {}
     while len(made) < count:
@@ -45,7 +50,11 @@ def make_photos(folder: Path, count: int, *, seed: int = 0, broken: float = 0.05
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
         colour = draw.choice(list(COLOURS))
-        _save(path, colour, draw)
+        size = (draw.randrange(9, 90), draw.randrange(9, 90))
+        picture = Image.new("RGB", size, colour)
+        if motifs:
+            picture = Image.open(draw.choice(motifs)).convert("RGB").resize((size[0] * 3, size[1] * 3))
+        _save(path, picture, draw)
         made[path] = COLOURS[colour]
         if draw.random() < broken:
             _break(path, draw)
@@ -67,19 +76,18 @@ def captions_of(paths: Iterable[Path], *, seconds: float = 0.0) -> Iterator[Capt
         yield Caption(str(path), COLOURS[nearest], score=-0.5, log_probability=-1.5)
 
 
-def _save(path: Path, colour: tuple[int, int, int], draw: random.Random) -> None:
-    size = (draw.randrange(9, 90), draw.randrange(9, 90))
-    if colour[0] == colour[1] and draw.random() < 0.3 and path.suffix.lower() == ".png":
-        Image.fromarray(np.full(size, colour[0] * 257, np.uint16)).save(path)  # 16 bits
+def _save(path: Path, picture: Image.Image, draw: random.Random) -> None:
+    grey = np.asarray(picture.convert("L"))
+    if path.suffix == ".png" and np.array_equal(np.asarray(picture)[..., 0], grey):
+        Image.fromarray(grey.astype(np.uint16) * 257).save(path)  # 16 bits
         return
-    picture = Image.new("RGB", size, colour)
     options: dict[str, Any] = dict(_SAVED[path.suffix])
     if path.suffix in (".jpg", ".webp"):
         exif = Image.Exif()
         exif[0x0112] = draw.randrange(1, 9)  # orientation
         options["exif"] = exif
     elif path.suffix in (".png", ".tif") and draw.random() < 0.5:
-        picture.putalpha(Image.new("L", size, 255))
+        picture.putalpha(Image.new("L", picture.size, 255))
     picture.save(path, **options)
 
 
