@@ -186,9 +186,6 @@ class _Extraction:
         self._rows: list[np.ndarray] = []
         self._pictures: list[tuple[str, str]] = []  # (digest, id) of the rows
         self._written: Future[None] | None = None
-        self._forward = tf.function(
-            self._half, input_signature=[tf.TensorSpec(self._pixels.shape, tf.uint8)], autograph=False
-        )
 
     def run(self, records: Sequence[CaptionedImage]) -> Iterator[tuple[CaptionedImage, str | ImageError]]:
         """Goes through records in order and says of each its digest, or what is wrong with it."""
@@ -254,19 +251,16 @@ class _Extraction:
     def _encode(self) -> None:
         if not self._batch:
             return
-        rows, largest = self._forward(self._pixels)
-        if not largest <= np.finfo(np.float16).max:
+        features = self._encoder.encode(self._pixels)  # (B, P, C)
+        rows = tf.cast(features, tf.float16).numpy()
+        if (rows.view(np.uint16) & 0x7FFF).max() >= 0x7C00:  # infinite or no number
             raise EncoderError(
-                f"encoder {self._encoder.name}: a feature of {float(largest):g} cannot be cached in float16; "
-                "its weights may be damaged or untrained"
+                f"encoder {self._encoder.name}: a feature of {np.abs(features).max():g} cannot be cached in "
+                "float16; its weights may be damaged or untrained"
             )
-        self._rows.append(rows.numpy()[: len(self._batch)])
+        self._rows.append(rows[: len(self._batch)])
         self._pictures += self._batch
         self._batch = []
-
-    def _half(self, pixels: Any) -> tuple[Any, Any]:
-        features = self._encoder.encode(pixels)  # (B, P, C)
-        return tf.cast(features, tf.float16), tf.reduce_max(tf.abs(features))
 
     def _store(self, writer: ThreadPoolExecutor) -> None:
         self._wait()
