@@ -23,6 +23,7 @@ from PIL import Image
 from captioner import scenes
 from captioner.captions import Caption
 from captioner.checkpoints import Run
+from captioner.cli import main
 from captioner.config import load_config
 from captioner.errors import CaptionerError, ConfigError, DataError, RunError
 from captioner.files import digest_file
@@ -386,6 +387,30 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> Non
     assert max(ahead) <= 32
 
 
+def test_the_command_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every `captioner` line of docs/folders.md, its programs, and what the command refuses."""
+    manual = (ROOT / "docs" / "folders.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    scenes.draw_dataset("scenes", pictures=12, size=32)
+    opinionated(tmp_path / "runs" / "scenes", tmp_path / "scenes" / "captions.csv")
+    monkeypatch.setenv("CAPTIONER_RUN", "runs/scenes")
+    make_photos(tmp_path / "photos", 8, broken=0)
+    chosen = [str(path) for path in (tmp_path / "photos").rglob("*") if path.is_file()][:3]
+    Path("chosen.txt").write_text("\n".join(chosen), encoding="utf-8")
+    for line in re.findall(r"^captioner (.*)", manual, re.MULTILINE):
+        assert main([*line.split(), "--quiet"]) == 0, line
+    assert len(texts(tmp_path / "photos")) == 8
+    for name, rows in {"captions": 8, "chosen": 3}.items():
+        assert len((tmp_path / name / "captions.csv").read_text().splitlines()) == rows + 1
+    space: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", manual, re.MULTILINE | re.DOTALL):
+        exec(compile(block, "folders.md", "exec"), space)
+    assert space["outcomes"].captioned == 12 and len(space["records"]) == 4
+    for wrong in (["--out", "x"], ["--write", "txt", "--json"], ["--write", "text"], ["--write", "txt,"]):
+        assert main(["caption", "photos", "--recursive", *wrong]) == 2
+    assert main(["caption", "--write", "txt"]) == 2
+
+
 def test_killed_again_and_again(tmp_path: Path) -> None:
     """SIGKILL at random moments until it is through."""
     kinds = [name for name in WRITERS if name != "xmp" or find_spec("lxml")]
@@ -439,8 +464,7 @@ def opinionated(folder: Path, table: Path) -> Path:
     draw = np.random.default_rng(2)
     for variable in decoder.variables:
         if not variable.name.endswith("bias"):
-            spread = 1.6 if variable is decoder.word_kernel else 0.2
-            variable.assign(draw.normal(0, spread, variable.shape))
+            variable.assign(draw.normal(0, 1, variable.shape))
     Run.create(folder, config, vocabulary, encoder).save_best(decoder, encoder, {"epoch": 0})
     return folder
 
