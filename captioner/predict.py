@@ -30,6 +30,7 @@ __all__ = ["Alternative", "Caption", "CaptionOptions", "Captioner"]
 ENCODE_BATCH = (
     8  # pictures a pass through the CNN: near its full speed, and one picture alone waits for no more
 )
+MOST_GRAPHS = 24  # of different options, the oldest goes: clients of a server may ask for any
 
 
 class Captioner(Captioning):
@@ -110,6 +111,8 @@ class Captioner(Captioning):
                     )
                 return beam_search(step, start, pictures=pictures, options=options)
 
+            if len(self._graphs) >= MOST_GRAPHS:
+                self._graphs.pop(next(iter(self._graphs)))
             self._graphs[options, samples] = tf.function(search, input_signature=signature, autograph=False)
         return self._graphs[options, samples]
 

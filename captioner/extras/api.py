@@ -23,10 +23,10 @@ from typing import Any
 
 import captioner
 from captioner.captions import Caption, CaptionOptions
-from captioner.errors import CaptionerError, ConfigError, RunError
+from captioner.errors import CaptionerError, ConfigError
 from captioner.extras.documents import docs_page, openapi
 from captioner.extras.intake import Asked, WrongKind, read_request
-from captioner.extras.service import Busy, Served, Service, part_of
+from captioner.extras.service import Busy, Served, Service, UnknownRun, part_of
 
 Endpoint = Callable[[Any], Awaitable[Any]]
 log = logging.getLogger("captioner.serve")
@@ -132,7 +132,7 @@ def _blame(error: Exception) -> tuple[int, str, dict[str, str]]:
         return 415, str(error), {}
     if isinstance(error, ConfigError):
         return 400, str(error), {}
-    if isinstance(error, RunError):
+    if isinstance(error, UnknownRun):
         return 404, str(error), {}
     if isinstance(error, CaptionerError):
         return 500, str(error), {}

@@ -33,7 +33,7 @@ _GETS = re.compile(
     r"|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(static|assets)/[\w./ @+-]+"
     r"|/gradio_api/(info|startup-events|theme\.css|app_id|heartbeat/\w+)"
 )
-_OPEN = {"/healthz", "/login", "/favicon.ico"}  # without a token
+_OPEN = {"/healthz", "/login", "/favicon.ico", "/page/plain.css"}  # without a token
 _SMALL_BODY = 64 * 2**10  # of a request that carries no picture
 _LINGER_SECONDS = 2.0
 _HEADERS = {

@@ -11,6 +11,7 @@ import html
 import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,11 @@ def mount_page(api: Any, service: Service, *, host: str, port: int) -> Any:
     )
 
 
-def example_pictures() -> list[bytes]:
+@cache
+def example_pictures() -> tuple[bytes, ...]:
     """PNG pictures to try, of the set that draws itself."""
-    return [_png(draw(scene, rng, size=EXAMPLE_PIXELS)) for scene, rng in scenes("test", EXAMPLES, seed=11)]
+    drawn = scenes("test", EXAMPLES, seed=11)
+    return tuple(_png(draw(scene, rng, size=EXAMPLE_PIXELS)) for scene, rng in drawn)
 
 
 def add_files(api: Any, examples: Sequence[bytes]) -> None:

@@ -6,7 +6,6 @@ only when a network is wanted.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from captioner.checkpoints import CONFIG, Run
 from captioner.errors import RunError
 from captioner.extras.service import Served
 from captioner.progress import say
+from captioner.startup import load_captioner
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[Served]:
@@ -63,24 +63,25 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 class _Networks:
-    """The captioner of a run, loaded when first used."""
+    """The captioners of a run, loaded when first used: the compiled one where it is there and can do it."""
 
     def __init__(self, run: Run) -> None:
-        self._run, self._lock = run, threading.Lock()
-        self._captioner: Any = None
+        self._folder = run.folder
+        self._captioners: dict[bool, Any] = {}  # for words found by search, for words drawn
 
     def caption(self, pixels: np.ndarray, options: CaptionOptions) -> list[Caption]:
-        wishes = vars(options)
-        found: list[Caption] = self._loaded().caption(list(pixels), **wishes)
+        found: list[Caption] = self._loaded(options).caption(list(pixels), **vars(options))
         return found
 
-    def _loaded(self) -> Any:
-        with self._lock:
-            if self._captioner is None:
-                from captioner.predict import Captioner  # brings TensorFlow
+    def _loaded(self, options: CaptionOptions) -> Any:
+        if options.drawn not in self._captioners:
+            from captioner.light import LightCaptioner
 
-                self._captioner = Captioner.of(self._run)
-            return self._captioner
+            heavy = [one for one in self._captioners.values() if not isinstance(one, LightCaptioner)]
+            self._captioners[options.drawn] = (
+                heavy[0] if heavy else load_captioner(self._folder, vars(options), quiet=True)
+            )
+        return self._captioners[options.drawn]
 
 
 def _served(run: Run, name: str) -> Served:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import signal
 import socket
 import tempfile
 import webbrowser
@@ -129,7 +130,9 @@ def _serve(service: Service, place: Place, listener: socket.socket) -> None:
         )
         _announce(address, place)
         server = uvicorn.Server(config)
-        with contextlib.suppress(KeyboardInterrupt):  # the usual way to end it
+        # uvicorn ends in good order, and then passes the signal on: both mean that all is well.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
     say("stopped")
 

@@ -47,6 +47,10 @@ class ServeLimits:
     answer_seconds: float = 60.0  # until pictures are captioned; else they are given up
 
 
+class UnknownRun(RunError):
+    """A name by which no model is served."""
+
+
 class Busy(CaptionerError):
     """More is asked for than fits; `retry_seconds` says when to come again."""
 
@@ -104,13 +108,13 @@ class Service:
         """The model of a name; `name:latest` is the same, none is the default.
 
         Raises:
-            RunError: there is none; names the nearest.
+            UnknownRun: there is none; names the nearest.
         """
         if not name:
             return self.default
         bare = name if name in self.models else name.removesuffix(":latest")
         if bare not in self.models:
-            raise RunError(unknown_name("run", bare, self.models))
+            raise UnknownRun(unknown_name("run", bare, self.models))
         return self.models[bare]
 
     @property
