@@ -58,3 +58,61 @@ def _there(path: Path) -> Path:
     if not path.exists():
         pytest.skip(f"no {path}")
     return path
+
+
+# A training that takes seconds.
+
+TINY_NETWORKS = """
+[data]
+min_count = 1
+[encoder]
+name = "small_cnn"
+weights = "none"
+size = 32
+[decoder]
+units = 16
+embedding = 8
+[decode]
+beam = 2
+max_words = 12
+[train]
+select = "loss"
+"""
+TINY_PHASES = """
+[phases.frozen]
+epochs = 2
+pictures_per_batch = 16
+learning_rate = 0.01
+warmup_steps = 0
+[phases.both]
+trains = ["decoder", "encoder"]
+augment = true
+epochs = 1
+pictures_per_batch = 16
+learning_rate = 0.01
+encoder_learning_rate = 0.001
+warmup_steps = 0
+[phases.reward]
+objective = "reward"
+epochs = 1
+pictures_per_batch = 16
+samples = 2
+"""
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of three short phases: frozen encoder, both trained, reward."""
+    path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
+    path.write_text(TINY_NETWORKS + TINY_PHASES, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, scenes_folder: Path) -> Path:
+    """The finished run of that recipe on the drawn data set; do not write into it."""
+    from captioner.cli import main
+
+    folder = tmp_path_factory.mktemp("tiny") / "run"
+    assert main(["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", str(folder)]) == 0
+    return folder
