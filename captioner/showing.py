@@ -64,7 +64,7 @@ def _said(caption: Any) -> Iterator[str]:
         yield (
             f'<tr><td style="text-align:right">{100 * one.probability:.3g}\u202f%</td>'
             f'<td><div style="{bar}"></div></td>'
-            f'<td style="text-align:left">{escape(one.text)}</td></tr>'
+            f'<td style="text-align:left;padding-left:.5em">{escape(one.text)}</td></tr>'
         )
     yield "</table>"
 
