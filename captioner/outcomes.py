@@ -44,7 +44,7 @@ class Outcomes:
     def fail(self, path: Path | str, reason: str) -> None:
         """Counts a failure and says so at once, quiet or not."""
         say(f"error: {path}: {reason}")
-        kind = reason.partition(" (")[0]  # details in brackets differ from picture to picture
+        kind = reason.partition(" (")[0].partition(";")[0]  # details differ from picture to picture
         self.failures[kind] += 1
         examples = self.examples.setdefault(kind, [])
         if len(examples) < _SHOWN_EXAMPLES:
