@@ -56,7 +56,7 @@ def test_help_shows_examples_that_can_be_typed(command: str, capsys: pytest.Capt
     assert code == 0
     examples = said.partition("examples:\n")[2].splitlines()
     assert len(examples) >= 2
-    for example in examples:
+    for example in (line for line in examples if "captioner " in line):  # others ask a running server
         typed = [word for word in example.split(" | ")[-1].split(" > ")[0].split() if "TOKEN=" not in word]
         assert typed[:2] == ["captioner", command]
         assert parse(typed[1:]).command == command
