@@ -15,6 +15,7 @@ from typing import Any
 
 from captioner.describe import caption as caption
 from captioner.errors import ConfigError
+from captioner.exporting import export as export
 from captioner.files import json_text
 from captioner.reports import epoch_name, info_lines, score_lines, scores_line
 from captioner.serving import serve as serve

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from captioner import __version__, serving
+from captioner import __version__, exporting, serving
 from captioner.errors import ConfigError, unknown_name
 
 
@@ -119,7 +119,7 @@ def _data_arguments(add: Any) -> None:
 
 def _sample_arguments(add: Any) -> None:
     add("folder", metavar="DIR", help="a new or empty folder")
-    add("--pictures", type=_whole(1), default=2400, metavar="N", help="in all splits together (2400)")
+    add("--pictures", type=_whole(1), default=4800, metavar="N", help="in all splits together (4800)")
     add("--seed", type=_whole(0), default=0, metavar="S", help="other pictures for another number (0)")
     add("--language", default="en", metavar="L", help="of the captions: en, de, ko or ja (en)")
     add("--size", type=_whole(16), default=96, metavar="PIXELS", help="height and width (96)")
@@ -292,6 +292,12 @@ COMMANDS = {
         "Encoder, words, epochs, scores, sizes, and the checkpoints kept.",
         "  captioner info runs/flickr8k\n  captioner info runs/flickr8k --config > my-recipe.toml",
         _info_arguments,
+    ),
+    "export": Command(
+        exporting.SUMMARY,
+        exporting.MORE,
+        exporting.EXAMPLES,
+        lambda add: exporting.add_arguments(add, _whole),
     ),
     "serve": Command(
         serving.SUMMARY,

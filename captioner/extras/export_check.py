@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 from captioner.errors import CaptionerError, DataError
 
 AGREEING_SHARE = 0.9  # of the pictures: a tie between two hypotheses may fall to either
-# How far scores may differ, by the precision of the weights; in the unit of scores, about nats per word.
+# How far scores may differ, by the precision of the weights; about nats per word, or a share of large scores.
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": 0.3}
 
 
@@ -56,12 +56,13 @@ def comparison_pictures(data: Path | None, count: int) -> Iterator[list[Path]]:
         step = max(1, len(records) // count)
         yield [record.path for record in records[::step][:count]]
         return
-    from captioner.scenes import draw_dataset
+    from captioner.scenes import draw, scenes
 
     with tempfile.TemporaryDirectory() as folder:
-        # Enough that one in seven is in each split; all are of use here.
-        draw_dataset(Path(folder) / "scenes", pictures=max(count, 12), seed=0)
-        yield sorted((Path(folder) / "scenes" / "images").iterdir())[:count]
+        paths = [Path(folder) / f"{number}.png" for number in range(count)]
+        for path, (scene, rng) in zip(paths, scenes("test", count), strict=True):
+            draw(scene, rng, size=240).save(path)
+        yield paths
 
 
 def compare(captioner: Any, ways: Ways, pictures: Sequence[Path]) -> Iterator[Check]:
@@ -97,7 +98,9 @@ def _check(name: str, way: Way, own: Sequence[Answer], found: Sequence[Answer]) 
         raise DataError("not one of the pictures to compare on can be read; name others with --data")
     pairs = list(zip(own, found, strict=True))
     alike = [(one, other) for one, other in pairs if one.text == other.text]
-    agreeing = sum(abs(one.score - other.score) <= way.tolerance for one, other in pairs)
+    agreeing = sum(
+        abs(one.score - other.score) <= way.tolerance * max(1, abs(one.score)) for one, other in pairs
+    )
     error = max((abs(one.score - other.score) for one, other in alike), default=0.0)
     return Check(name, len(pairs), len(alike), agreeing, error)
 
