@@ -14,7 +14,7 @@ from captioner.augment import augment, can_be_mirrored
 from captioner.batches import WINDOW, CaptionTable, PictureSource, TrainingBatches, evaluation_batches
 from captioner.config import PhaseConfig
 from captioner.datasets import CaptionedImage
-from captioner.errors import DataError
+from captioner.errors import CacheError, DataError
 from captioner.vocabulary import Vocabulary
 
 TOY = {"a.png": ("a dog runs", "a dog"), "b.png": ("a cat sleeps",), "c.png": ("a man",)}
@@ -167,6 +167,19 @@ def test_evaluation_goes_through_the_pictures_in_order():
     found = list(evaluation_batches(ids, Numbers(ids), batch_size=3))
     assert [part for part, _ in found] == [ids[:3], ids[3:6], ids[6:]]
     assert np.concatenate([features for _, features in found])[:, 0, 0].tolist() == list(range(7))
+
+
+def test_features_that_have_become_unreadable_say_so_themselves():
+    class Failing(Numbers):
+        def read(self, ids: Sequence[str]) -> np.ndarray:
+            if len(ids) > 1:  # the first look, at one picture, still works
+                raise CacheError("shard-3: damaged")
+            return super().read(ids)
+
+    table = table_of(TOY)
+    batches = TrainingBatches(table, Failing(table.ids), phase=PhaseConfig(), seed=0)
+    with pytest.raises(CacheError, match="^shard-3: damaged$"):
+        list(batches.epoch(0))
 
 
 # Pixels.

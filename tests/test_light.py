@@ -193,7 +193,7 @@ def test_captions_are_those_of_tensorflow(
 ) -> None:
     expected = original.caption(pictures, **options)
     found = LightCaptioner.load(run).caption(pictures, **options)
-    assert len({caption.text for caption in found}) > 3
+    assert len({caption.text for caption in found}) > 1
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.text, ours.words) == (theirs.text, theirs.words)
         assert ours.score == pytest.approx(theirs.score, abs=2e-3)  # features are rounded to float16

@@ -1,0 +1,131 @@
+"""What the documentation promises: commands parse, recipes load, examples run, links lead somewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from captioner import cli, usage
+from captioner.config import load_config, recipes
+from captioner.metrics import METRICS
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MANUALS = {
+    **{path.name: path.read_text(encoding="utf-8") for path in PAGES},
+    "captioner": cli.GREETING,
+    **{f"captioner {name} --help": command.examples for name, command in usage.COMMANDS.items()},
+    **{f"recipe {name}": text.replace("# ", "") for name, text in recipes().items()},
+}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The arguments of every `captioner …` line of a text, continued lines put together.
+
+    >>> list(commands("Type\\n    captioner info runs/a \\\\\\n    --json   # all of it"))
+    [['info', 'runs/a', '--json']]
+    """
+    for line in text.replace("\\\n", " ").splitlines():
+        words = line.strip().removeprefix("$ ")
+        if words.startswith("captioner ") and not words.startswith("captioner:"):
+            words = re.split(r"  +(?=[a-z])", words)[0]  # what is explained to the right of it
+            arguments = shlex.split(words, comments=True)[1:]
+            ends = [arguments.index(sign) for sign in (">", "|") if sign in arguments]
+            yield arguments[: min(ends, default=None)]
+
+
+def code_blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of one language.
+
+    >>> code_blocks("```python\\nx = 1\\n```", "python")
+    ['x = 1\\n']
+    """
+    return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", MANUALS)
+def test_every_command_in_the_manuals_parses(page: str) -> None:
+    for arguments in commands(MANUALS[page]):
+        if arguments[0].isupper():  # `captioner COMMAND --help`
+            continue
+        if "--help" in arguments:
+            with pytest.raises(SystemExit):
+                usage.parse(arguments)
+            continue
+        parsed = usage.parse(arguments)
+        recipe = getattr(parsed, "recipe", None)
+        if recipe and not recipe.endswith(".toml"):
+            load_config(recipe, parsed.set)
+
+
+@pytest.mark.parametrize("name", recipes())
+def test_every_recipe_loads_and_begins_with_its_command(name: str) -> None:
+    load_config(name)
+    head = recipes()[name].splitlines()[0]
+    assert head.startswith("# captioner train ")
+    assert next(commands(head.removeprefix("# ")))[1] == name
+
+
+def test_the_readme_names_every_recipe() -> None:
+    readme = MANUALS["README.md"]
+    assert [name for name in recipes() if f"`{name}`" not in readme] == []
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_and_pictures_are_there_and_small(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+        if "://" in target:
+            continue
+        file = path.parent / target
+        assert file.exists(), f"{path.name}: {target}"
+        if file.suffix in (".png", ".jpg", ".jpeg"):
+            assert file.stat().st_size < 300_000, target
+
+
+def test_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first steps and the Python example, on fewer pictures and for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    lessened = {
+        "sample": ["--pictures", "48"],
+        "train": ["--quiet", "--set", "phases.scratch.epochs=1", "--set", "decoder.units=32"],
+        "evaluate": ["--quiet"],
+    }
+    steps = next(block for block in code_blocks(MANUALS["README.md"], "sh") if "captioner sample" in block)
+    for arguments in commands(steps):
+        assert cli.main([*arguments, *lessened.get(arguments[0], [])]) == 0, arguments
+    for example in code_blocks(MANUALS["README.md"], "python"):
+        exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_extensions_train_as_printed(
+    tmp_path: Path, scenes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`my_parts.py` and `mine.toml` from docs/extending.md, on pictures with text files beside them."""
+    page = MANUALS["extending.md"]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_parts.py").write_text("".join(code_blocks(page, "python")), encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(code_blocks(page, "toml")[0], encoding="utf-8")
+    _beside(scenes_folder, tmp_path / "my-pictures")
+    monkeypatch.setitem(METRICS, "brief", METRICS["bleu"])  # so that the row goes again after the test
+    for arguments in commands(code_blocks(page, "sh")[0]):
+        assert cli.main([*arguments, "--quiet"]) == 0, arguments
+    scores = json.loads(Path("runs/mine/test/scores.json").read_text(encoding="utf-8"))
+    assert {"bleu4", "brief"} <= set(scores)
+
+
+def _beside(scenes: Path, folder: Path) -> None:
+    """The drawn pictures, each with its captions in a text file of its own name."""
+    folder.mkdir()
+    with (scenes / "captions.csv").open(encoding="utf-8", newline="") as table:
+        for row in csv.DictReader(table):
+            picture = folder / row["image"]
+            if not picture.exists():
+                picture.write_bytes((scenes / "images" / row["image"]).read_bytes())
+            with picture.with_suffix(".txt").open("a", encoding="utf-8") as captions:
+                captions.write(row["caption"] + "\n")
