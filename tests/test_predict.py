@@ -64,7 +64,7 @@ def test_a_picture_alone_gets_the_caption_it_gets_among_others(
     captioner: Captioner, pictures: np.ndarray, options: dict[str, Any]
 ) -> None:
     together = captioner.caption(pictures, batch_size=8, **options)
-    assert len({caption.text for caption in together}) > 5
+    assert len({caption.text for caption in together}) > 3  # not one caption for all
     for picture, caption in zip(pictures, together, strict=True):
         assert same(captioner.caption(picture, batch_size=8, **options)[0], caption)
     backwards = captioner.caption(pictures[::-1], batch_size=8, **options)
