@@ -92,7 +92,7 @@ def test_test_and_dev_show_combinations_that_training_never_shows() -> None:
     trained = set().union(*combinations("train", 2000))
     tuned = [shown - trained for shown in combinations("dev", 200)]
     tested = [shown - trained for shown in combinations("test", 200)]
-    assert len(trained) == 300  # of 420
+    assert 290 < len(trained) <= 300  # of 420; the 300 that training may show
     assert all(tuned) and all(tested)
     assert not set().union(*tuned) & set().union(*tested)
 
