@@ -56,6 +56,8 @@ def _run(arguments: list[str]) -> int:
         parsed = parse(arguments)
     except SystemExit as end:  # argparse, after --help and --version
         return int(end.code or 0)
+    # NumPy's products are small and run beside threads that fill the cores: its own would get in the way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from captioner import commands  # brings Pillow and NumPy: not for `--help`
 
     code: int = getattr(commands, parsed.command)(parsed)

@@ -127,6 +127,7 @@ class LightCaptioner(Captioning):
             self.decoder.initial_state(memory),
             pictures=len(features),
             options=self.search_options(options),
+            narrow=lambda numbers: self.decoder.stepper(memory.of(numbers)),
         )
 
 

@@ -23,6 +23,10 @@ class Memory(NamedTuple):
     values: np.ndarray
     mean: np.ndarray
 
+    def of(self, numbers: np.ndarray) -> Memory:
+        """That of some of the pictures."""
+        return Memory(*(part[numbers] for part in self))
+
 
 class LightDecoder:
     """Attention and GRU over plain arrays.

@@ -18,6 +18,8 @@ State: TypeAlias = "np.ndarray | tuple[np.ndarray, ...]"  # one row a hypothesis
 # words (N,) int32, state -> logits (N, V), state, attention (N, P); N = B * K rows, a picture's K together.
 Step = Callable[[np.ndarray, Any], tuple[np.ndarray, Any, Any]]
 
+WORTHWHILE = 0.75  # share of the pictures that go on, at which to leave the others out
+
 
 class _Choice(NamedTuple):
     """What stands in the slots after a word, and where it comes from; each (B, K)."""
@@ -28,7 +30,29 @@ class _Choice(NamedTuple):
     scores: np.ndarray  # float32
 
 
-def beam_search(step: Step, state: State, *, pictures: int, options: SearchOptions) -> Hypotheses:
+class _Trace(NamedTuple):
+    """What was chosen, word by word, and for which pictures; what the slots score at the end."""
+
+    numbers: list[np.ndarray]  # (B',), of the pictures that were searched on
+    choices: list[_Choice]
+    attention: list[np.ndarray | None]  # (B', K, P), of the slots before the choice
+    scores: np.ndarray  # (B, K)
+    totals: np.ndarray  # (B, K)
+
+    def add(self, numbers: np.ndarray, choice: _Choice, attention: np.ndarray | None) -> None:
+        self.numbers.append(numbers)
+        self.choices.append(choice)
+        self.attention.append(attention)
+
+
+def beam_search(
+    step: Step,
+    state: State,
+    *,
+    pictures: int,
+    options: SearchOptions,
+    narrow: Callable[[np.ndarray], Step] | None = None,
+) -> Hypotheses:
     """The likeliest captions, as far as a beam of K hypotheses finds them.
 
     Args:
@@ -36,6 +60,7 @@ def beam_search(step: Step, state: State, *, pictures: int, options: SearchOptio
         state: one row a picture; repeated K times.
         pictures: B, at least 1.
         options: see there; those of sampling mean nothing here.
+        narrow: gives the step for some of the pictures, by number: finished ones are then left out.
 
     Returns:
         Hypotheses of NumPy arrays, K = n_best or beam.
@@ -49,29 +74,34 @@ def beam_search(step: Step, state: State, *, pictures: int, options: SearchOptio
         >>> found.words.tolist()
         [[[4, 5, 0, 0]]]
     """
-    K = options.beam
+    K, numbers = options.beam, np.arange(pictures)
     first = np.full((pictures, K), IMPOSSIBLE, np.float32)
     first[:, 0] = 0  # before the first word all slots are alike: only the first counts
     last = _Choice(first, np.full((pictures, K), options.start, np.int32), first, first)
-    state = _rows(state, np.repeat(np.arange(pictures), K))
+    state = _rows(state, np.repeat(numbers, K))
     said = np.full((pictures * K, options.max_words), -1, np.int32)
     ended = np.zeros((pictures, K), bool)
-    chosen: list[_Choice] = []
-    looks: list[np.ndarray] = []
-    while len(chosen) < options.max_words and not ended.all():
-        number = len(chosen)
+    trace = _Trace([], [], [], first.copy(), first.copy())
+    while len(trace.choices) < options.max_words and not ended.all():
+        number = len(trace.choices)
         logits, state, attention = step(np.maximum(last.words, 0).ravel(), state)
         last = _extend(logits, last, ended, said=said[:, :number], options=options)
-        chosen.append(last)
-        if options.return_attention:
-            looks.append(np.asarray(attention, np.float32).reshape(pictures, K, -1))
-        came_from = (last.parents + np.arange(pictures)[:, None] * K).ravel()  # (N,)
+        trace.add(
+            numbers, last, np.reshape(attention, (len(numbers), K, -1)) if options.return_attention else None
+        )
+        came_from = (last.parents + np.arange(len(numbers))[:, None] * K).ravel()  # (N,)
         state, said = _rows(state, came_from), said[came_from]
         said[:, number] = last.words.ravel()
-        ended = ended.ravel()[came_from].reshape(pictures, K)
+        ended = ended.ravel()[came_from].reshape(-1, K)
         ended |= (last.words == options.end) | (last.scores == IMPOSSIBLE)
         last, ended = _stop_when_certain(last, ended, options)
-    return _read_off(chosen, looks, last, options)
+        trace.scores[numbers], trace.totals[numbers] = last.scores, last.total
+        going_on = np.flatnonzero(~ended.all(1))
+        if narrow is not None and 0 < len(going_on) <= WORTHWHILE * len(numbers):
+            rows = (going_on[:, None] * K + np.arange(K)).ravel()
+            numbers, ended, said, state = numbers[going_on], ended[going_on], said[rows], _rows(state, rows)
+            last, step = _Choice(*(part[going_on] for part in last)), narrow(numbers)
+    return _read_off(trace, options)
 
 
 def _extend(
@@ -142,28 +172,25 @@ def _stop_when_certain(
     return last._replace(scores=scores), ended | certain
 
 
-def _read_off(
-    chosen: list[_Choice], looks: list[np.ndarray], last: _Choice, options: SearchOptions
-) -> Hypotheses:
+def _read_off(trace: _Trace, options: SearchOptions) -> Hypotheses:
     """The best hypotheses, read off backwards from the slots in which they ended."""
-    wanted = options.n_best or options.beam
-    order = np.argsort(-last.scores, axis=1, kind="stable")[:, :wanted]  # (B, K)
-    scores, total = (np.take_along_axis(part, order, 1) for part in (last.scores, last.total))
-    words = np.zeros((*order.shape, options.max_words), np.int32)
-    lengths = np.zeros(order.shape, np.int32)
-    shape = (*words.shape, looks[0].shape[2]) if looks else ()
-    attention = np.zeros(shape, np.float32) if looks else None
-    slots = order
-    for number in reversed(range(len(chosen))):
-        written = np.take_along_axis(chosen[number].words, slots, 1)
-        real = (written >= 0) & (written != options.end) & (scores != IMPOSSIBLE)
-        words[:, :, number] = np.where(real, written, 0)
-        lengths += real
-        slots = np.take_along_axis(chosen[number].parents, slots, 1)
-        if attention is not None:
-            cells = np.take_along_axis(looks[number], slots[..., None], 1)
-            attention[:, :, number] = np.where(real[..., None], cells, 0)
-    return Hypotheses(words, lengths, scores, total, attention)
+    slots = np.argsort(-trace.scores, axis=1, kind="stable")[:, : options.n_best or options.beam]  # (B, K)
+    scores, totals = (np.take_along_axis(part, slots, 1) for part in (trace.scores, trace.totals))
+    words = np.zeros((*slots.shape, options.max_words), np.int32)
+    lengths = np.zeros(slots.shape, np.int32)
+    looks = trace.attention[0]
+    attention = None if looks is None else np.zeros((*words.shape, looks.shape[2]), np.float32)
+    for number in reversed(range(len(trace.choices))):
+        there, choice, looks = trace.numbers[number], trace.choices[number], trace.attention[number]
+        written = np.take_along_axis(choice.words, slots[there], 1)
+        real = (written >= 0) & (written != options.end) & (scores[there] != IMPOSSIBLE)
+        words[there, :, number] = np.where(real, written, 0)
+        lengths[there] += real
+        slots[there] = np.take_along_axis(choice.parents, slots[there], 1)
+        if attention is not None and looks is not None:
+            cells = np.take_along_axis(looks, slots[there][..., None], 1)
+            attention[there, :, number] = np.where(real[..., None], cells, 0)
+    return Hypotheses(words, lengths, scores, totals, attention)
 
 
 def _rows(state: Any, rows: np.ndarray) -> Any:

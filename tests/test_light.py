@@ -115,6 +115,11 @@ def test_the_search_is_that_of_tensorflow(seed: int) -> None:
     numbers = np.arange(pictures)[:, None]
     expected = search.beam_search(tensor_step, tf.constant(numbers), pictures=pictures, options=options)
     found = light_search.beam_search(step, numbers, pictures=pictures, options=options)
+    narrowed = light_search.beam_search(
+        step, numbers, pictures=pictures, options=options, narrow=lambda numbers: step
+    )
+    for whole, part in zip(found, narrowed, strict=True):
+        np.testing.assert_array_equal(part, whole)
     np.testing.assert_array_equal(found.words, expected.words)
     np.testing.assert_array_equal(found.lengths, expected.lengths)
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
