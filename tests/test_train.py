@@ -73,10 +73,10 @@ def by_heart(folder: Path) -> Path:
     colours = np.random.default_rng(1).integers(0, 256, (8, 2, 2, 3), dtype=np.uint8)
     rows = [("image", "caption", "split")]
     for number, (pattern, sentence) in enumerate(zip(colours, SENTENCES, strict=True)):
-        for copy in range(7):
+        for copy in range(25):  # an epoch is 24 steps: many small epochs would take longer
             name = f"{number}-{copy}.png"
             Image.fromarray(pattern.repeat(16, 0).repeat(16, 1)).save(folder / name)
-            rows.append((name, sentence, "dev" if copy == 6 else "train"))
+            rows.append((name, sentence, "train" if copy else "dev"))
     with open(folder / "captions.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(rows)
     return folder
@@ -117,18 +117,53 @@ def test_a_finished_training_has_nothing_to_go_on_with(tiny_run, tiny_recipe, sc
     assert len((copy / "history.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
+def test_history_says_what_each_epoch_of_each_phase_gave(tiny_run):
+    lines = (tiny_run / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    history = [json.loads(line) for line in lines]
+    assert [(e["phase"], e["epoch"]) for e in history] == [
+        ("frozen", 1),
+        ("frozen", 2),
+        ("both", 1),
+        ("reward", 1),
+    ]
+    for entry in history:
+        # In nats per word: no worse than guessing among the words, no better than knowing.
+        assert 0 < entry["dev_loss"] < np.log(len(Run.open(tiny_run).vocabulary))
+        assert 0 < entry["dev_accuracy"] < 1 and 0 < entry["learning_rate"] < 0.01
+        assert entry["seconds"] > 0 and entry["captions_per_second"] > 0 and entry["unreadable"] == 0
+        assert {"bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider"} <= set(entry)
+        assert 0 < entry["mean_words"] <= 12 and 0 < entry["distinct"] <= 100
+        # Rewarded are whole captions, so there is no loss per word.
+        assert ("train_loss" in entry, "reward" in entry) == (
+            (False, True) if entry["phase"] == "reward" else (True, False)
+        )
+    rates = [entry["learning_rate"] for entry in history]
+    assert rates[0] > rates[1], "it falls along its schedule"
+
+
 # It learns.
 
 BY_HEART = """
-[phases.decoder]
-epochs = 8
-pictures_per_batch = 1
+[data]
+min_count = 1
+[encoder]
+name = "small_cnn"
+weights = "none"
+size = 32
+[decoder]
+units = 64
+embedding = 32
+[train]
+select = "bleu4"
+[phases.both]
+trains = ["decoder", "encoder"]
+epochs = 6
+pictures_per_batch = 8
 learning_rate = 0.01
+encoder_learning_rate = 0.002
 warmup_steps = 0
 label_smoothing = 0.0
 dropout = false
-[train]
-select = "bleu4"
 """
 SENTENCES = (
     "a red circle in the middle",
@@ -140,6 +175,19 @@ SENTENCES = (
     "a man who holds his old black hat",
     "snow falls on the roof of this house",
 )
+
+
+def test_eight_pictures_are_learnt_by_heart(tmp_path):
+    data, recipe, run = by_heart(tmp_path / "data"), tmp_path / "recipe.toml", tmp_path / "run"
+    recipe.write_text(BY_HEART, encoding="utf-8")
+    assert main(command(recipe, data, run)) == 0
+    history = Run.open(run).history()
+    for name in ("train_loss", "dev_loss"):
+        losses = [entry[name] for entry in history]
+        assert losses[0] > losses[1] > losses[2] > losses[-1] and losses[-1] < 0.3, (name, losses)
+    assert history[-1]["bleu4"] == pytest.approx(100), "of captions it wrote itself, word by word"
+    pictures = [data / f"{number}-0.png" for number in range(len(SENTENCES))]
+    assert [caption.text for caption in Captioner.load(run).caption(pictures)] == list(SENTENCES)
 
 
 OWN_PARTS = """
