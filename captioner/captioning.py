@@ -184,7 +184,9 @@ class Captioning(ABC):
         best = found[0]
         looks = None
         if attention is not None:
-            looks = attention[0, : len(best.words)].reshape(-1, *self.encoder.grid)  # (T, h, w)
+            looks = attention[0, : len(best.words)]  # (T, P)
+            # A mirror image has its cells behind the picture's own, in the same order.
+            looks = looks.reshape(len(looks), -1, *self.encoder.grid).sum(1)  # (T, h, w)
         # A small vocabulary may have fewer captions than were asked for.
         others = tuple(other for other in found[1:] if other.score > -math.inf)
         return Caption("", best.text, best.score, best.log_probability, best.words, looks, others)

@@ -213,8 +213,10 @@ class Run:
 
         info = self.encoder_info
         # By the configuration's name: it may be a "package.module:name".
-        name, size = self.config.encoder.name, info["size"][0]
-        encoder = load_encoder(name, weights=_part(arrays, "encoder/"), size=size)
+        wanted, size = self.config.encoder, info["size"][0]
+        encoder = load_encoder(
+            wanted.name, weights=_part(arrays, "encoder/"), size=size, mirrored=wanted.mirrored
+        )
         self._check_encoder(encoder)
         decoder = CaptionDecoder(
             self.config.decoder, vocabulary_size=len(self.vocabulary), channels=info["channels"]

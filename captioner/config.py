@@ -40,6 +40,7 @@ class EncoderConfig:
     weights: str = "imagenet"  # imagenet (Keras's download), none (from scratch), or a file
     size: int = 0  # input height = width in pixels; 0: the encoder's own
     l2: float = 0.0  # weight regularisation of a trained encoder, per squared weight
+    mirrored: bool = False  # look at the mirror image too: twice the cells, twice the time, better captions
     half: bool = False  # round to float16 before a phase that keeps it frozen: a small copy is then exact
 
 

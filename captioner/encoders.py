@@ -47,10 +47,10 @@ class Encoder:
         TensorShape([2, 36, 128])
     """
 
-    def __init__(self, spec: EncoderSpec, model: Any, *, size: int) -> None:
+    def __init__(self, spec: EncoderSpec, model: Any, *, size: int, mirrored: bool = False) -> None:
         self.name = spec.name
         self.preprocessing = spec.preprocessing
-        self.size = (size, size)
+        self.size, self.mirrored = (size, size), mirrored
         self._spec = spec
         self._set_model(model)
 
@@ -58,6 +58,7 @@ class Encoder:
         self.model = model
         self.grid: tuple[int, int] = tuple(model.output_shape[1:3])
         self.channels: int = model.output_shape[3]
+        self._flat = (self.grid[0] * self.grid[1], self.channels)
         # One trace a dtype, whatever the batch.
         self._encode = {
             dtype: tf.function(
@@ -68,8 +69,8 @@ class Encoder:
 
     @property
     def cells(self) -> int:
-        """P, the number of cells of the grid."""
-        return self.grid[0] * self.grid[1]
+        """P, the number of cells: those of the grid, and as many again of the mirror image."""
+        return self.grid[0] * self.grid[1] * (1 + self.mirrored)
 
     @property
     def variables(self) -> list[Any]:
@@ -100,7 +101,7 @@ class Encoder:
             pixels: (B, H, W, 3), 0..255, uint8 or float.
 
         Returns:
-            (B, P, C) float32.
+            (B, P, C) float32; those of the mirror image come last, each at the place in the picture it shows.
         """
         pixels = tf.convert_to_tensor(pixels)
         if pixels.dtype not in self._encode:
@@ -111,12 +112,18 @@ class Encoder:
         # Two halves side by side: operations too small for several cores get one each.
         pixels = tf.cast(pixels, tf.float32)
         half = tf.maximum(tf.shape(pixels)[0] // 2, 1)
-        first = self.model(pixels[:half], training=False)  # (B, h, w, C)
-        rest = tf.cond(
-            tf.shape(pixels)[0] > 1, lambda: self.model(pixels[half:], training=False), lambda: first[:0]
-        )
-        grid = tf.concat([first, rest], 0)
-        return tf.reshape(tf.cast(grid, tf.float32), (-1, self.cells, self.channels))  # (B, P, C)
+        first = self.look(pixels[:half])
+        rest = tf.cond(tf.shape(pixels)[0] > 1, lambda: self.look(pixels[half:]), lambda: first[:0])
+        return tf.concat([first, rest], 0)
+
+    def look(self, pixels: Any) -> Any:
+        """What `encode` computes, (B, H, W, 3) → (B, P, C), for use inside a graph."""
+        grids = [self.model(tf.cast(pixels, tf.float32), training=False)]  # (B, h, w, C)
+        if self.mirrored:
+            turned = self.model(tf.cast(pixels, tf.float32)[:, :, ::-1], training=False)
+            grids.append(turned[:, :, ::-1])
+        cells = [tf.reshape(tf.cast(grid, tf.float32), (-1, *self._flat)) for grid in grids]
+        return tf.concat(cells, 1)
 
     def reseed(self, seed: Any, step: Any) -> None:
         """Sets the state of every dropout from (seed, step), ints or scalar tensors.
@@ -151,7 +158,12 @@ class Encoder:
 
 
 def load_encoder(
-    name: str, *, weights: str | Path | Mapping[str, np.ndarray] = "imagenet", size: int = 0, seed: int = 0
+    name: str,
+    *,
+    weights: str | Path | Mapping[str, np.ndarray] = "imagenet",
+    size: int = 0,
+    mirrored: bool = False,
+    seed: int = 0,
 ) -> Encoder:
     """An encoder from the table.
 
@@ -161,6 +173,7 @@ def load_encoder(
             `weights_dict`, or a file: `.weights.h5` or `.h5` of the bare keras.applications model, or
             `.safetensors` with the arrays of `weights_dict`, also a run's `best/weights.safetensors`.
         size: height and width of the input in pixels; 0 takes the table's.
+        mirrored: look at the mirror image too.
         seed: for "none".
 
     Raises:
@@ -169,11 +182,11 @@ def load_encoder(
     spec = _spec(name)
     size = size or spec.size
     if isinstance(weights, Mapping):
-        return _from_arrays(spec, size, weights)
+        return _from_arrays(spec, weights, size=size, mirrored=mirrored)
     if str(weights) == "none":
         model = rewrite(_bare(spec, None, size), preprocessing=spec.preprocessing)
         initialise(model, seed)
-        return Encoder(spec, model, size=size)
+        return Encoder(spec, model, size=size, mirrored=mirrored)
     if str(weights) == "imagenet":
         bare = _imagenet(spec, size)
     else:
@@ -183,10 +196,11 @@ def load_encoder(
                 f'encoder weights "{path}": no such file; expected "imagenet", "none" or the path of a file'
             )
         if path.suffix == ".safetensors":
-            return _from_arrays(spec, size, _read_safetensors(path))
+            return _from_arrays(spec, _read_safetensors(path), size=size, mirrored=mirrored)
         bare = _bare(spec, None, size)
         _read_h5(spec, path, bare)
-    return Encoder(spec, rewrite(bare, preprocessing=spec.preprocessing, folded=foldable(bare)), size=size)
+    model = rewrite(bare, preprocessing=spec.preprocessing, folded=foldable(bare))
+    return Encoder(spec, model, size=size, mirrored=mirrored)
 
 
 def _spec(name: str) -> EncoderSpec:
@@ -227,8 +241,10 @@ def _imagenet(spec: EncoderSpec, size: int) -> Any:
         ) from error
 
 
-def _from_arrays(spec: EncoderSpec, size: int, arrays: Mapping[str, np.ndarray]) -> Encoder:
-    encoder = Encoder(spec, _model_for(spec, size, arrays), size=size)
+def _from_arrays(
+    spec: EncoderSpec, arrays: Mapping[str, np.ndarray], *, size: int, mirrored: bool
+) -> Encoder:
+    encoder = Encoder(spec, _model_for(spec, size, arrays), size=size, mirrored=mirrored)
     encoder.load_weights_dict(arrays)
     return encoder
 

@@ -3,7 +3,8 @@
 In: records (id and path) and an encoder. Out: a `FeatureStore` that reads rows by id; on disk, the folder
 that `shards` describes. A row is found by the digest of the picture's bytes, in a folder that is the
 encoder's own (name, weights, size, preprocessing): nothing stale can be read. After an interruption or a full
-disk what is complete stays, and the next call computes the rest.
+disk what is complete stays, and the next call computes the rest. Several workers may compute parts of it, see
+`extract_part`; the next `extract` takes in what they made.
 
 Bit-equal: a row does not depend on the other pictures of its batch, and batches always have the same size
 (the last is filled up), so an interrupted extraction ends with the same files as an unbroken one. Another
@@ -13,26 +14,20 @@ batch size, machine or TensorFlow may change the last bits.
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from captioner.datasets import CaptionedImage
 from captioner.encoders import Encoder
-from captioner.errors import CacheError, EncoderError, ImageError
-from captioner.files import digest_bytes, lock, remove_leftovers
-from captioner.images import DEFAULT_LIMITS, read_image
+from captioner.errors import CacheError, ImageError
+from captioner.extraction import Extraction, shard_pictures
+from captioner.files import lock, remove_leftovers
+from captioner.parts import Part, part_number
 from captioner.progress import bar, say
-from captioner.shards import FORMAT, Location, Seen, ShardFolder, fingerprint
-
-_SHARD_PICTURES = 512
-_SHARD_BYTES = 64 * 2**20  # whichever is less: two shards are held in memory
-_BATCHES_AHEAD = 3
+from captioner.shards import FORMAT, WORKERS, Location, ShardFolder, fingerprint
 
 
 class Failure(NamedTuple):
@@ -124,31 +119,91 @@ def extract(
         CaptionerError: the disk is full, …
     """
     records = list(records)
-    path = Path(folder) if folder is not None else cache_folder(encoder)
-    shards = ShardFolder(path, _identity(encoder), shape=(encoder.cells, encoder.channels))
-    digests = {record.id: shards.digest_of(record.path) for record in records}
-    missing = [record for record in records if digests[record.id] not in shards.locations]
+    shards = shard_folder(encoder, folder)
+    digests = digests_of(shards, records)
     failures: list[Failure] = []
-    if missing:
+    if missing := missing_from(shards, records, digests):
+        with lock(shards.folder):
+            make_ready(shards, quiet=quiet)
+            digests |= digests_of(shards, missing)
+            if missing := missing_from(shards, missing, digests):
+                work = Extraction(shards, encoder, batch_size=batch_size)
+                with bar(len(missing), "pictures", "features", quiet) as progress:
+                    for record, outcome in work.run(missing):
+                        if isinstance(outcome, ImageError):
+                            failures.append(Failure(record.id, record.path, outcome.reason))
+                        else:
+                            digests[record.id] = outcome
+                        progress.update(1, **({"failed": len(failures)} if failures else {}))
+                shards.write_seen()
+    return store_of(shards, digests, failures)
+
+
+def extract_part(
+    records: Sequence[CaptionedImage],
+    encoder: Encoder,
+    part: Part,
+    *,
+    folder: str | Path | None = None,
+    quiet: bool = False,
+) -> FeatureStore:
+    """One worker's part of the features, in a folder of its own within that of the cache.
+
+    Any number of workers may do this at a time, on any machines that see the folder. Any of them may be
+    stopped and started again. `extract` then takes in what they made: the rows of one worker alone, and if
+    every picture can be read and none is there twice, its very files.
+
+    Args:
+        records: of the whole job, in the order that all workers see.
+        encoder: the CNN.
+        part: which of how many.
+        folder: of the cache, as in `extract`.
+        quiet: no bar, no words.
+
+    Raises:
+        CaptionerError: as `extract`.
+    """
+    shards = shard_folder(encoder, folder)
+    mine = part.of(records, block=shard_pictures(encoder))
+    missing = missing_from(shards, mine, digests_of(shards, mine))
+    return extract(missing, encoder, folder=shards.folder / WORKERS / part.name, quiet=quiet)
+
+
+def shard_folder(encoder: Encoder, folder: str | Path | None = None) -> ShardFolder:
+    """The cache of an encoder, opened; errors as in `extract`."""
+    path = Path(folder) if folder is not None else cache_folder(encoder)
+    return ShardFolder(path, _identity(encoder), shape=(encoder.cells, encoder.channels))
+
+
+def digests_of(shards: ShardFolder, records: Iterable[CaptionedImage]) -> dict[str, str]:
+    """By id the digest of each picture that has not changed since it was read; else an empty string."""
+    return {record.id: shards.digest_of(record.path) for record in records}
+
+
+def missing_from(
+    shards: ShardFolder, records: Iterable[CaptionedImage], digests: Mapping[str, str]
+) -> list[CaptionedImage]:
+    """The records of whose pictures the cache is not known to hold a row."""
+    return [record for record in records if digests[record.id] not in shards.locations]
+
+
+def make_ready(shards: ShardFolder, *, quiet: bool) -> None:
+    """Clears away what is damaged and takes in what workers have made; under the folder's lock."""
+    remove_leftovers(shards.folder)
+    shards.refresh()
+    for sentence in shards.damaged:
+        say(sentence.partition(";")[0] + "; its pictures are computed anew", quiet=quiet)
+    shards.discard_damaged()
+    for path in sorted((shards.folder / WORKERS).glob("*"), key=lambda path: part_number(path.name)):
         with lock(path):
-            remove_leftovers(path)
-            shards.refresh()
-            for sentence in shards.damaged:
-                say(sentence.partition(";")[0] + "; its pictures are computed anew", quiet=quiet)
-            shards.discard_damaged()
-            work = _Extraction(shards, encoder, batch_size=batch_size)
-            with bar(len(missing), "pictures", "features", quiet) as progress:
-                for record, outcome in work.run(missing):
-                    if isinstance(outcome, ImageError):
-                        failures.append(Failure(record.id, record.path, outcome.reason))
-                    else:
-                        digests[record.id] = outcome
-                    progress.update(1, **({"failed": len(failures)} if failures else {}))
-            shards.write_seen()
+            worker = ShardFolder(path, shards.identity, shape=shards.shape)
+            say(f"{path}: {shards.adopt(worker)} pictures taken in", quiet=quiet)
+
+
+def store_of(shards: ShardFolder, digests: Mapping[str, str], failures: Sequence[Failure]) -> FeatureStore:
+    """The pictures, by id and in this order, that the cache holds."""
     locations = {
-        record.id: shards.locations[digests[record.id]]
-        for record in records
-        if digests[record.id] in shards.locations
+        name: shards.locations[digest] for name, digest in digests.items() if digest in shards.locations
     }
     return FeatureStore(shards, locations, failures=failures)
 
@@ -160,116 +215,8 @@ def _identity(encoder: Encoder) -> dict[str, Any]:
         "weights": encoder.digest,
         "size": list(encoder.size),
         "grid": list(encoder.grid),
+        "mirrored": encoder.mirrored,
         "channels": encoder.channels,
         "preprocessing": encoder.preprocessing,
         "numbers": "float16",
     }
-
-
-class _Picture(NamedTuple):
-    digest: str
-    pixels: np.ndarray | None  # (H, W, 3) uint8; None: the cache has it already
-    seen: Seen
-
-
-class _Extraction:
-    """Threads read and decode ahead, this thread feeds the CNN, one more writes shards."""
-
-    def __init__(self, shards: ShardFolder, encoder: Encoder, *, batch_size: int) -> None:
-        self._shards = shards
-        self._encoder = encoder
-        self._pixels = np.zeros((batch_size, *encoder.size, 3), np.uint8)
-        row_bytes = 2 * encoder.cells * encoder.channels
-        batches = min(_SHARD_PICTURES, _SHARD_BYTES // row_bytes) // batch_size
-        self._shard_batches = max(1, batches)
-        self._batch: list[tuple[str, str]] = []  # (digest, id) of the pictures in `_pixels`
-        self._rows: list[np.ndarray] = []
-        self._pictures: list[tuple[str, str]] = []  # (digest, id) of the rows
-        self._written: Future[None] | None = None
-
-    def run(self, records: Sequence[CaptionedImage]) -> Iterator[tuple[CaptionedImage, str | ImageError]]:
-        """Goes through records in order and says of each its digest, or what is wrong with it."""
-        taken: set[str] = set()
-        readers = ThreadPoolExecutor(min(8, os.cpu_count() or 1), "decode")
-        writer = ThreadPoolExecutor(1, "write")
-        try:
-            for record, picture in self._read_ahead(records, readers):
-                if isinstance(picture, ImageError):
-                    yield record, picture
-                    continue
-                if picture.pixels is not None and picture.digest not in taken:
-                    taken.add(picture.digest)
-                    self._add((picture.digest, record.id), picture.pixels, writer)
-                self._shards.seen[str(record.path.absolute())] = picture.seen
-                yield record, picture.digest
-            self._encode()
-            self._store(writer)
-            self._wait()
-        finally:
-            readers.shutdown(wait=True, cancel_futures=True)
-            writer.shutdown(wait=True)
-
-    def _read_ahead(
-        self, records: Sequence[CaptionedImage], readers: ThreadPoolExecutor
-    ) -> Iterator[tuple[CaptionedImage, _Picture | ImageError]]:
-        waiting: deque[tuple[CaptionedImage, Future[_Picture | ImageError]]] = deque()
-        for record in records:
-            waiting.append((record, readers.submit(self._read, record.path)))
-            if len(waiting) > _BATCHES_AHEAD * len(self._pixels):
-                first, picture = waiting.popleft()
-                yield first, picture.result()
-        for record, picture in waiting:
-            yield record, picture.result()
-
-    def _read(self, path: Path) -> _Picture | ImageError:
-        try:
-            with open(path, "rb") as file:
-                before = os.fstat(file.fileno())
-                content = file.read(DEFAULT_LIMITS.file_bytes + 1)
-                settled = os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns
-        except OSError:
-            content, settled = b"", False
-        try:
-            if not content or len(content) > DEFAULT_LIMITS.file_bytes:
-                read_image(path)  # says what is wrong with it
-            digest = digest_bytes(content)
-            seen = Seen.of(before, digest if settled else "")
-            if digest in self._shards.locations:
-                return _Picture(digest, None, seen)
-            return _Picture(digest, read_image(content, size=self._encoder.size), seen)
-        except ImageError as error:
-            return ImageError(path, error.reason)
-
-    def _add(self, key: tuple[str, str], pixels: np.ndarray, writer: ThreadPoolExecutor) -> None:
-        self._pixels[len(self._batch)] = pixels
-        self._batch.append(key)
-        if len(self._batch) == len(self._pixels):
-            self._encode()
-            if len(self._rows) == self._shard_batches:
-                self._store(writer)
-
-    def _encode(self) -> None:
-        if not self._batch:
-            return
-        features = self._encoder.encode(self._pixels)  # (B, P, C)
-        rows = tf.cast(features, tf.float16).numpy()
-        if (rows.view(np.uint16) & 0x7FFF).max() >= 0x7C00:  # infinite or no number
-            raise EncoderError(
-                f"encoder {self._encoder.name}: a feature of {np.abs(features).max():g} cannot be cached in "
-                "float16; its weights may be damaged or untrained"
-            )
-        self._rows.append(rows[: len(self._batch)])
-        self._pictures += self._batch
-        self._batch = []
-
-    def _store(self, writer: ThreadPoolExecutor) -> None:
-        self._wait()
-        if self._rows:
-            rows, pictures = np.concatenate(self._rows), self._pictures
-            self._rows, self._pictures = [], []
-            self._written = writer.submit(self._shards.write, rows, pictures=pictures)
-
-    def _wait(self) -> None:
-        if self._written is not None:
-            self._written.result()
-            self._written = None

@@ -192,8 +192,11 @@ class Steps:
         training = self._cnn_training and seed is not None
         if seed is not None and training:
             self.encoder.reseed(seed[0], seed[1])
+        if seed is None or "encoder" not in self.phase.trains:
+            return self.encoder.look(inputs)
+        # An encoder in training meets mirror images in turn, not both at once: half the time.
         grid = self.encoder.model(tf.cast(inputs, tf.float32), training=training)  # (B, h, w, C)
-        return tf.reshape(tf.cast(grid, tf.float32), [-1, self.encoder.cells, self.encoder.channels])
+        return tf.reshape(tf.cast(grid, tf.float32), [tf.shape(inputs)[0], -1, self.encoder.channels])
 
     def _dropout_seed(self, seed: Tensor) -> Tensor | None:
         return seed if self.phase.dropout else None

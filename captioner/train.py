@@ -218,7 +218,9 @@ def _create_run(config: Config, folder: str | Path, splits: dict[str, Split], en
 
 def _load_encoder(config: Config) -> Encoder:
     wanted = config.encoder
-    return load_encoder(wanted.name, weights=wanted.weights, size=wanted.size, seed=config.seed)
+    return load_encoder(
+        wanted.name, weights=wanted.weights, size=wanted.size, mirrored=wanted.mirrored, seed=config.seed
+    )
 
 
 def _captions(split: Split) -> list[str]:

@@ -327,3 +327,14 @@ def test_the_real_weights(mobilenet_weights: Path) -> None:
     expected = bare(pixels / np.float32(127.5) - 1, training=False)
     assert relative_difference(encoder.encode(pixels), tf.reshape(expected, (2, 49, 1280))) < 1e-4
     assert encoder.digest == "8607ec2f25ac90f8643ccd6d15ecbec2"  # a change makes every user's cache stale
+
+
+def test_a_mirrored_encoder_sees_each_place_of_the_picture_twice() -> None:
+    plain = load_encoder("small_cnn", weights="none", size=64)
+    both = load_encoder("small_cnn", weights=plain.weights_dict(), size=64, mirrored=True)
+    assert (both.grid, both.cells, both.digest) == (plain.grid, 2 * plain.cells, plain.digest)
+    pixels = pictures(3, 64)
+    own, turned = np.split(both.encode(pixels).numpy(), 2, axis=1)
+    np.testing.assert_allclose(own, plain.encode(pixels), atol=1e-6)
+    rows = plain.encode(pixels[:, :, ::-1].copy()).numpy().reshape(3, *plain.grid, -1)
+    np.testing.assert_allclose(turned, rows[:, :, ::-1].reshape(turned.shape), atol=1e-6)

@@ -40,8 +40,7 @@ def networks(captioner: Any, *, pictures: int | None = None, beam: int | None = 
     encoder, decoder = captioner.encoder, captioner.decoder
 
     def encode(pixels: Any) -> Arrays:
-        grid = encoder.model(tf.cast(pixels, tf.float32), training=False)  # (B, h, w, C)
-        return {"cells": tf.reshape(tf.cast(grid, tf.float32), (-1, encoder.cells, encoder.channels))}
+        return {"cells": encoder.look(pixels)}
 
     def start(cells: Any) -> Arrays:
         memory = decoder.prepare(cells)

@@ -32,13 +32,12 @@ FROM_FILES = 0.3  # how far scores may be from the run's own where TensorFlow re
 def write(job: Job, folder: Path) -> Ways:
     """Writes the SavedModel; see `export.FORMATS`."""
     captioner = job.captioner
-    size, cells, channels = captioner.encoder.size, captioner.encoder.cells, captioner.encoder.channels
+    size = captioner.encoder.size
     search = captioner.search_graph(captioner.search_options(CaptionOptions()), 0)
     text_of = _joiner(captioner.vocabulary.words)
 
     def from_pixels(pixels: Any) -> dict[str, Any]:
-        grid = captioner.encoder.model(tf.cast(pixels, tf.float32), training=False)
-        features = tf.cast(tf.reshape(grid, (-1, cells, channels)), tf.float16)
+        features = tf.cast(captioner.encoder.look(pixels), tf.float16)
         found = search(features, tf.zeros(tf.shape(features)[:1], tf.int64))
         return {
             "caption": text_of(found.words[:, 0], found.lengths[:, 0]),
