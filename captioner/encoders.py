@@ -58,7 +58,6 @@ class Encoder:
         self.model = model
         self.grid: tuple[int, int] = tuple(model.output_shape[1:3])
         self.channels: int = model.output_shape[3]
-        self._flat = (self.grid[0] * self.grid[1], self.channels)
         # One trace a dtype, whatever the batch.
         self._encode = {
             dtype: tf.function(
@@ -118,12 +117,14 @@ class Encoder:
 
     def look(self, pixels: Any) -> Any:
         """What `encode` computes, (B, H, W, 3) → (B, P, C), for use inside a graph."""
-        grids = [self.model(tf.cast(pixels, tf.float32), training=False)]  # (B, h, w, C)
+        pixels = tf.cast(pixels, tf.float32)
         if self.mirrored:
-            turned = self.model(tf.cast(pixels, tf.float32)[:, :, ::-1], training=False)
-            grids.append(turned[:, :, ::-1])
-        cells = [tf.reshape(tf.cast(grid, tf.float32), (-1, *self._flat)) for grid in grids]
-        return tf.concat(cells, 1)
+            pixels = tf.concat([pixels, pixels[:, :, ::-1]], 0)
+        grid = tf.cast(self.model(pixels, training=False), tf.float32)  # (B or 2B, h, w, C)
+        if self.mirrored:
+            own, turned = tf.split(grid, 2)
+            grid = tf.stack([own, turned[:, :, ::-1]], 1)  # (B, 2, h, w, C)
+        return tf.reshape(grid, (-1, self.cells, self.channels))
 
     def reseed(self, seed: Any, step: Any) -> None:
         """Sets the state of every dropout from (seed, step), ints or scalar tensors.
