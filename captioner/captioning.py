@@ -186,7 +186,9 @@ class Captioning(ABC):
         if attention is not None:
             looks = attention[0, : len(best.words)]  # (T, P)
             # A mirror image has its cells behind the picture's own, in the same order.
-            looks = looks.reshape(len(looks), -1, *self.encoder.grid).sum(1)  # (T, h, w)
+            height, width = self.encoder.grid
+            views = looks.shape[1] // (height * width)  # stated: T may be 0
+            looks = looks.reshape(len(looks), views, height, width).sum(1)  # (T, h, w)
         # A small vocabulary may have fewer captions than were asked for.
         others = tuple(other for other in found[1:] if other.score > -math.inf)
         return Caption("", best.text, best.score, best.log_probability, best.words, looks, others)
