@@ -86,7 +86,13 @@ def evaluate(arguments: Namespace) -> int:
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)
-    print(f"written: {Path(arguments.out) / 'scores.json'}, {Path(arguments.out) / 'predictions.jsonl'}")
+    written = [Path(arguments.out) / "scores.json", Path(arguments.out) / "predictions.jsonl"]
+    if arguments.report is not None:
+        from captioner.review import write_review
+
+        written.append(Path(arguments.report or Path(arguments.out) / "report.html"))
+        write_review(result, arguments.run, written[-1])
+    print(f"written: {', '.join(map(str, written))}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return _report_failures(result.failures)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Evaluation:
     captions: list[Caption]  # in the order of `records`
     records: list[CaptionedImage]  # those that could be captioned
     failures: list[tuple[str, str]]  # path and reason of those that could not
+    look: Callable[[Sequence[str]], list[Caption]]  # by id, some of them captioned again, with attention
 
     @property
     def warnings(self) -> list[str]:
@@ -115,7 +116,11 @@ def evaluate(
         },
     }
     _write(Path(out), content, captions=captions, records=records)
-    return Evaluation(content, captions, records, failures)
+
+    def look(ids: Sequence[str]) -> list[Caption]:
+        return captioner.caption_features(store, ids, attention=True, **_options(plan))
+
+    return Evaluation(content, captions, records, failures, look)
 
 
 def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str]) -> dict[str, float]:
@@ -220,7 +225,7 @@ def _caption(
 ) -> tuple[list[Caption], float]:
     """Captions of all records, and how many a second after the graph was traced."""
     ids = [record.id for record in records]
-    options = {"beam": plan.beam, "max_words": plan.max_words, "batch_size": plan.batch_size}
+    options = _options(plan)
     captioner.caption_features(store, ids[:1], **options)
     captions: list[Caption] = []
     began = time.perf_counter()
@@ -229,6 +234,10 @@ def _caption(
             captions += captioner.caption_features(store, ids[start : start + plan.batch_size], **options)
             progress.update(len(captions) - start)
     return captions, len(ids) / (time.perf_counter() - began)
+
+
+def _options(plan: Protocol) -> dict[str, Any]:
+    return {"beam": plan.beam, "max_words": plan.max_words, "batch_size": plan.batch_size}
 
 
 def _setting(run: Run, split: Split, *, plan: Protocol, captioner: Captioner) -> dict[str, Any]:

@@ -193,6 +193,13 @@ def _evaluate_arguments(add: Any) -> None:
     add("--split", default="test", metavar="S", help="train, dev, test or all (test)")
     add("--out", required=True, metavar="DIR", help="folder for predictions.jsonl and scores.json")
     add("--beam", type=_whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
+    add(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="HTML",
+        help="also a page to look at: scores, curves, pictures, mistakes (OUT/report.html)",
+    )
     add("--max-words", type=_whole(1), metavar="N", help="end captions here at the latest")
     add("--batch-size", type=_whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
     _quiet_argument(add)
@@ -262,8 +269,8 @@ COMMANDS = {
     "evaluate": Command(
         "caption a split and score the captions",
         "BLEU-1 to 4, ROUGE-L and CIDEr-D in per cent, beside what the captions score with the pictures\n"
-        "shuffled. Writes predictions.jsonl and scores.json.",
-        "  captioner evaluate --run runs/flickr8k --data flickr8k --split test --out runs/flickr8k/test\n"
+        "shuffled. Writes predictions.jsonl and scores.json, and with --report a page that opens offline.",
+        "  captioner evaluate --run runs/flickr8k --data flickr8k --out runs/flickr8k/test --report\n"
         "  captioner evaluate --run runs/flickr8k --data flickr8k --split dev --beam 1 --out greedy",
         _evaluate_arguments,
     ),

@@ -17,9 +17,9 @@ PACKAGE = ROOT / "captioner"
 ORDER = [
     *("cli", "usage", "commands", "serving", "exporting", "describe", "startup", "reports"),
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
-    *("train", "loop", "signals", "evaluate"),
+    *("review", "train", "loop", "signals", "evaluate"),
     *("predict", "light", "light_decoder", "light_search", "captioning", "captions"),
-    *("showing", "plots", "lettering"),
+    *("exhibits", "charts", "mistakes", "showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "shards", "encoders", "backbones", "optimisers"),
     *("search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),

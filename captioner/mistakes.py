@@ -1,0 +1,180 @@
+"""What captions get wrong: words that nobody said of the picture, words missed, sentences said too often.
+
+In: for each picture the references by people and the caption to judge, as text in any language. Out: counts
+and examples, most frequent first. A word counts as content if people agree on it: where one said it of a
+picture, others say it of that picture, too, more often than chance would have it. No list of stop words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from captioner.vocabulary import words_of
+
+AGREED = 0.25  # Scott's pi, agreement beyond chance, of the references on a word: from here on it is content
+RARE = 0.15  # of all captions: the bound instead, where each picture has one reference only
+_LEAST = 2  # times a thing happens before it is called frequent
+
+
+@dataclass(frozen=True)
+class Swap:
+    """A word that nobody said of these pictures, and what people said instead."""
+
+    said: str
+    instead: str
+    pictures: tuple[int, ...]  # which, in order
+
+
+@dataclass(frozen=True)
+class Count:
+    """A word or a caption, and how often something happened to it."""
+
+    text: str
+    times: int
+    of: int  # chances for it
+    pictures: tuple[int, ...]  # where
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The mistakes of many captions; each list is sorted, most frequent first."""
+
+    swaps: list[Swap]
+    invented: list[Count]  # words that none of the references has; of: all captions with the word
+    missed: list[Count]  # words that half the references have or more; of: all pictures where that is so
+    repeated: list[Count]  # the same caption for many pictures; of: all pictures
+    stuttering: list[int]  # pictures whose caption says the same two words twice, or one twice in a row
+
+
+def find_mistakes(references: Sequence[Sequence[str]], captions: Sequence[str]) -> Mistakes:
+    """The mistakes of `captions`, one for each of the `references`.
+
+    >>> references = [["a red ball", "red ball here"]] * 2 + [["a cup"]] * 2
+    >>> found = find_mistakes(references, ["a blue ball"] * 2 + ["a cup"] * 2)
+    >>> [(swap.said, swap.instead, len(swap.pictures)) for swap in found.swaps]
+    [('blue', 'red', 2)]
+    """
+    written = [[words_of(text) for text in texts] for texts in references]
+    told = [[frozenset(words) for words in texts] for texts in written]
+    said = [words_of(caption) for caption in captions]
+    content = content_words(told)
+    agreed = [_agreed(texts) & content for texts in told]
+    known = [frozenset().union(*texts) for texts in told]
+    # What the model says and no reference ever does is content, too: nobody could agree on it.
+    spoken = content | (frozenset(word for words in said for word in words) - frozenset().union(*known))
+    invented, used = defaultdict(list), Counter[str]()
+    missed, due = defaultdict(list), Counter[str]()
+    swapped: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for picture, words in enumerate(said):
+        own = frozenset(words)
+        used.update(own & spoken)
+        due.update(agreed[picture])
+        for word in agreed[picture] - own:
+            missed[word].append(picture)
+        for word in (own & spoken) - known[picture]:
+            invented[word].append(picture)
+            for other in agreed[picture] - own:
+                if _stands_for(word, words, other, written[picture]):
+                    swapped[word, other].append(picture)
+    return Mistakes(
+        swaps=_swaps(invented, missed, swapped),
+        invented=_counts(invented, used),
+        missed=_counts(missed, due),
+        repeated=_repeated(captions),
+        stuttering=[picture for picture, words in enumerate(said) if _stutters(words)],
+    )
+
+
+def content_words(told: Sequence[Sequence[frozenset[str]]]) -> frozenset[str]:
+    """Words that say something about their picture, from the words of each reference of each picture."""
+    uses: Counter[str] = Counter()  # references with the word
+    again: Counter[str] = Counter()  # further references of the same picture that have it, too
+    chances: Counter[str] = Counter()  # further references of the same picture
+    total = sum(map(len, told))
+    for texts in told:
+        here = Counter(word for words in texts for word in words)
+        for word, times in here.items():
+            uses[word] += times
+            again[word] += times * (times - 1)
+            chances[word] += times * (len(texts) - 1)
+    found = set()
+    for word, times in uses.items():
+        share = times / total
+        agreement = again[word] / chances[word] if chances[word] else 1.0
+        if agreement - share >= AGREED * (1 - share) and (chances[word] or share <= RARE):
+            found.add(word)
+    return frozenset(found)
+
+
+def word_shares(
+    references: Sequence[Sequence[str]], captions: Sequence[str], most: int
+) -> list[tuple[str, float, float]]:
+    """The content words written most: each with its share of the references and of the captions, 0 to 1."""
+    told = [[frozenset(words_of(text)) for text in texts] for texts in references]
+    content = content_words(told)
+    people = Counter(word for texts in told for words in texts for word in words)
+    model = Counter(word for caption in captions for word in frozenset(words_of(caption)))
+    texts, count = max(1, sum(map(len, told))), max(1, len(captions))
+    rows = [(word, people[word] / texts, model[word] / count) for word in content | (model.keys() - people)]
+    rows.sort(key=lambda row: (-max(row[1], row[2]), row[0]))
+    return rows[:most]
+
+
+def _agreed(texts: Sequence[frozenset[str]]) -> frozenset[str]:
+    """Words that at least half of the references have."""
+    counts = Counter(word for words in texts for word in words)
+    return frozenset(word for word, times in counts.items() if 2 * times >= len(texts))
+
+
+def _swaps(
+    invented: dict[str, list[int]], missed: dict[str, list[int]], swapped: dict[tuple[str, str], list[int]]
+) -> list[Swap]:
+    """Of what stands where an invented word does, the one that is missed there more than elsewhere."""
+    best: dict[str, tuple[float, str]] = {}
+    for (said, instead), places in swapped.items():
+        share = len(places) / len(invented[said])
+        weight = share * math.log(1 + len(places) ** 2 / len(missed[instead]))
+        if len(places) >= _LEAST:
+            best[said] = max(best.get(said, (0.0, "")), (weight, instead))
+    found = [Swap(said, instead, tuple(swapped[said, instead])) for said, (_, instead) in best.items()]
+    return sorted(found, key=lambda swap: (-len(swap.pictures), swap.said))
+
+
+def _stands_for(said: str, caption: Sequence[str], instead: str, texts: Sequence[Sequence[str]]) -> bool:
+    """Whether a reference has `instead` beside the same word as the caption has `said`, on the same side."""
+    own = _neighbours(said, caption)
+    return any(own & _neighbours(instead, words) for words in texts if instead in words)
+
+
+def _neighbours(word: str, words: Sequence[str]) -> set[tuple[int, str]]:
+    """The words before (-1) and after (1) a word; none at the ends."""
+    pairs = list(pairwise(words))
+    return {(-1, left) for left, right in pairs if right == word} | {
+        (1, right) for left, right in pairs if left == word
+    }
+
+
+def _counts(places: dict[str, list[int]], chances: Counter[str]) -> list[Count]:
+    found = [Count(word, len(where), chances[word], tuple(where)) for word, where in places.items()]
+    frequent = [count for count in found if count.times >= _LEAST]
+    return sorted(frequent, key=lambda count: (-count.times, count.text))
+
+
+def _repeated(captions: Sequence[str]) -> list[Count]:
+    where: dict[str, list[int]] = defaultdict(list)
+    for picture, caption in enumerate(captions):
+        where[caption].append(picture)
+    return _counts(where, Counter(dict.fromkeys(where, len(captions))))
+
+
+def _stutters(words: Sequence[str]) -> bool:
+    pairs = list(pairwise(words))
+    return any(first == second for first, second in pairs) or _most(pairs) > 1
+
+
+def _most(things: Iterable[tuple[str, str]]) -> int:
+    return max(Counter(things).values(), default=0)

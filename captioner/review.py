@@ -1,0 +1,272 @@
+"""An evaluation as one page that opens anywhere, offline: scores, curves, pictures, words, mistakes.
+
+In: what `evaluate` found, the run's history. Out: one HTML file without any address in it: pictures and
+charts are part of it, its policy forbids the browser to fetch anything. Light or dark as the system is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from captioner.charts import bar_chart, line_chart, nice_ticks
+from captioner.checkpoints import Run
+from captioner.evaluate import Evaluation
+from captioner.exhibits import exhibit, thumbnail
+from captioner.files import atomic_write
+from captioner.metrics import per_caption
+from captioner.mistakes import Count, Mistakes, find_mistakes, word_shares
+from captioner.plots import LABELS, LOSSES
+from captioner.vocabulary import words_of
+
+PICTURES = 6  # in each of best, typical, worst
+ROWS = 10  # of a table
+THUMBS = 5  # beside a row
+WORDS = 24  # in the chart of words
+DEV_SCORES = ("cider", "bleu4", "rouge_l", "meteor")  # in the curves
+_NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", **LABELS}
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+_KINDS = {
+    "best": "where caption and people agree most",
+    "typical": "around the middle: what to expect",
+    "worst": "where they agree least; the surest first",
+}
+
+
+def write_review(found: Evaluation, run: str | Path, path: str | Path) -> None:
+    """Writes the page.
+
+    Args:
+        found: by `evaluate`.
+        run: the run folder that was evaluated.
+        path: of the page.
+
+    Raises:
+        CaptionerError: the run is gone, the disk is full.
+    """
+    references = [record.captions for record in found.records]
+    captions = [caption.text for caption in found.captions]
+    scores = per_caption(references, captions, metrics=["cider"])["cider"]
+    parts = [
+        _header(found),
+        *_figures(found),
+        *_training(Run.open(run, weights=False).history()),
+        *_gallery(found, scores),
+        *_spread(references, captions, scores),
+        *_mistakes(found, find_mistakes(references, captions)),
+        *_unreadable(found.failures),
+    ]
+    atomic_write(path, _page(f"{found.scores['protocol']['run']}, captions reviewed", "".join(parts)))
+
+
+def ranked(found: Evaluation, scores: Sequence[float], count: int) -> dict[str, list[int]]:
+    """Which pictures to show as best, typical and worst; no picture twice, no caption twice in a kind.
+
+    Among equally bad ones the worst is what the model was surest of.
+    """
+    sure = [caption.score for caption in found.captions]
+    middle = median(scores)
+    orders = {
+        "best": sorted(range(len(scores)), key=lambda i: (-scores[i], -sure[i])),
+        "worst": sorted(range(len(scores)), key=lambda i: (scores[i], -sure[i])),
+        "typical": sorted(range(len(scores)), key=lambda i: (abs(scores[i] - middle), -sure[i])),
+    }
+    most = min(count, max(1, len(scores) // 3))
+    chosen: dict[str, list[int]] = {}
+    taken: set[int] = set()
+    for kind, order in orders.items():
+        texts: set[str] = set()
+        chosen[kind] = []
+        for place in order:
+            if len(chosen[kind]) < most and place not in taken and found.captions[place].text not in texts:
+                chosen[kind].append(place)
+                texts.add(found.captions[place].text)
+        taken.update(chosen[kind])
+    return {kind: chosen[kind] for kind in _KINDS}
+
+
+def _header(found: Evaluation) -> str:
+    rule = found.scores["protocol"]
+    epoch = f", {escape(rule['epoch'].replace(' ', ' epoch '))}" if rule["epoch"] else ""
+    return (
+        f'<header><p class="mark">captioner <i></i></p><h1>{escape(rule["run"])}</h1>'
+        f"<p>{found.scores['images']:,} pictures of the {escape(rule['split'])} split, described by "
+        f"{escape(rule['encoder'])} and its decoder{epoch}, beam {rule['beam']}.</p></header>"
+    )
+
+
+def _figures(found: Evaluation) -> Iterator[str]:
+    """The scores, what is suspicious about them, and what they stand on."""
+    scores, rule = found.scores, found.scores["protocol"]
+    chance = scores["shuffled"] or {}
+    yield '<section id="scores"><h2>Scores</h2><div class="figures">'
+    for name in ("cider", "bleu4", "rouge_l", "meteor", "bleu1", "bleu2", "bleu3"):
+        if name in scores:
+            beside = f"{chance[name]:.1f} by chance" if name in chance else "&nbsp;"
+            yield (
+                f'<div class="figure {name}"><b>{scores[name]:.1f}</b><span>{_NAMES[name]}</span>'
+                f"<small>{beside}</small></div>"
+            )
+    novel = f", {scores['novel']:.0f}&nbsp;% not among the training captions" if "novel" in scores else ""
+    yield (
+        f"</div><p>{scores['mean_words']:.1f} words a caption; {scores['distinct']:.0f}&nbsp;% different "
+        f"ones{novel}. <em>By chance</em>: the same captions, each judged against another picture.</p>"
+    )
+    for warning in scores["warnings"]:
+        yield f'<p class="warning">{escape(warning)}</p>'
+    yield '<details><summary>How these numbers came about</summary><table class="facts">'
+    for name, value in rule.items():
+        label = _NAMES.get(name, name.replace("_", " "))
+        yield f"<tr><th>{escape(label)}</th><td>{escape(str(value))}</td></tr>"
+    yield "</table></details></section>"
+
+
+def _training(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    loss = line_chart(history, {key: LABELS[key] for key in LOSSES}, title="loss by epoch")
+    dev = line_chart(history, {key: LABELS[key] for key in DEV_SCORES}, title="dev scores by epoch")
+    charts = [("Loss, nats per word", loss), ("Scores on dev, per cent", dev)]
+    if any(chart for _, chart in charts):
+        yield '<section id="training"><h2>Training</h2><div class="charts">'
+        yield from (f"<figure><h3>{name}</h3>{chart}</figure>" for name, chart in charts if chart)
+        yield "</div></section>"
+
+
+def _gallery(found: Evaluation, scores: Sequence[float]) -> Iterator[str]:
+    chosen = ranked(found, scores, PICTURES)
+    places = [place for kind in chosen for place in chosen[kind]]
+    looks = dict(zip(places, found.look([found.records[place].id for place in places]), strict=True))
+    yield (
+        '<section id="pictures"><h2>Pictures</h2><p>Touch a word to see where the model looked for it. '
+        "<u>Underlined</u>: no reference has the word. <mark>Marked</mark>: the caption has it, too.</p>"
+    )
+    for kind, members in chosen.items():
+        yield f'<h3 class="kind" id="{kind}">{kind.capitalize()} <small>{_KINDS[kind]}</small></h3>'
+        yield '<div class="wall">'
+        for place in members:
+            caption = (
+                looks[place] if looks[place].text == found.captions[place].text else found.captions[place]
+            )
+            yield exhibit(found.records[place], caption, f"CIDEr {scores[place]:.0f}")
+        yield "</div>"
+    yield "</section>"
+
+
+def _spread(
+    references: Sequence[Sequence[str]], captions: Sequence[str], scores: Sequence[float]
+) -> Iterator[str]:
+    """Histograms: scores of the pictures, lengths, and which words are written how often."""
+    yield '<section id="spread"><h2>Lengths, words, scores</h2><p class="legend">'
+    yield '<span class="key-0">captions</span> <span class="key-1">references</span></p><div class="charts">'
+    yield _figure("Words in a caption, per cent of all", _lengths(references, captions))
+    yield _figure("Pictures by their CIDEr", _score_bars(scores))
+    yield "</div>"
+    rows = word_shares(references, captions, WORDS)
+    most = max((max(people, model) for _, people, model in rows), default=0) or 1
+    yield '<h3>Words that say something, per cent of captions that have them</h3><div class="words">'
+    for word, people, model in rows:
+        bars = "".join(
+            f'<i class="bar-{number}" style="width:{100 * share / most:.1f}%"></i><b>{100 * share:.1f}</b>'
+            for number, share in enumerate((model, people))
+        )
+        yield f'<div class="word"><span dir="auto">{escape(word)}</span><div>{bars}</div></div>'
+    yield "</div></section>"
+
+
+def _lengths(references: Sequence[Sequence[str]], captions: Sequence[str]) -> str:
+    model = Counter(len(words_of(caption)) for caption in captions)
+    people = Counter(len(words_of(text)) for texts in references for text in texts)
+    longest = int(np.percentile([*people.elements(), *model.elements()], 99)) + 1  # one rambling text aside
+    low = min((*people, *model), default=0)
+    span = range(low, max(longest, low) + 1)
+    series = {"captions": _shares(model, span), "references": _shares(people, span)}
+    names = [str(size) for size in span[:-1]] + [f"{span[-1]}+"]
+    return bar_chart(names, series, title="words in a caption", unit="%")
+
+
+def _shares(sizes: Counter[int], span: range) -> list[float]:
+    """Per cent of each size; what is beyond the last counts with it."""
+    held: Counter[int] = Counter()
+    for size, count in sizes.items():
+        held[min(size, span[-1])] += count
+    return [100 * held[size] / max(1, sizes.total()) for size in span]
+
+
+def _score_bars(scores: Sequence[float]) -> str:
+    ticks = nice_ticks(0, max(100.0, float(np.percentile(scores, 98))))
+    top, edges = ticks[-1], np.linspace(0, ticks[-1], 2 * len(ticks) - 1)
+    counts, _ = np.histogram(np.clip(scores, 0, top), edges)
+    names = [f"{edge:.0f}" for edge in edges[:-2]] + [f"{edges[-2]:.0f}+"]
+    return bar_chart(names, {"pictures": counts.tolist()}, title="CIDEr of the pictures")
+
+
+def _mistakes(found: Evaluation, mistakes: Mistakes) -> Iterator[str]:
+    yield '<section id="mistakes"><h2>Frequent mistakes</h2>'
+    if mistakes.swaps:
+        yield "<h3>Said one thing, people saw another</h3><p>Words that no reference of the picture has, and "
+        yield 'what most of its references say.</p><div class="swaps">'
+        for swap in mistakes.swaps[:ROWS]:
+            said, instead = escape(swap.said), escape(swap.instead)
+            yield (
+                f'<div class="swap"><p><u dir="auto">{said}</u> <span>for</span> '
+                f'<mark dir="auto">{instead}</mark> <small>{len(swap.pictures)} pictures</small></p>'
+                f'<div class="thumbs">{_thumbs(found, swap.pictures)}</div></div>'
+            )
+        yield "</div>"
+    yield '<div class="tables">'
+    yield from _table("Words that nobody said", mistakes.invented, "captions with the word")
+    yield from _table("Words that were missed", mistakes.missed, "pictures where most people say it")
+    yield from _table("The same caption again and again", mistakes.repeated, "")
+    yield "</div>"
+    if mistakes.stuttering:
+        first = found.captions[mistakes.stuttering[0]].text
+        yield f"<p>{len(mistakes.stuttering)} captions repeat themselves, such as “{escape(first)}”.</p>"
+    yield "</section>"
+
+
+def _thumbs(found: Evaluation, pictures: Sequence[int]) -> str:
+    shown = pictures[:THUMBS]
+    return "".join(
+        thumbnail(found.records[i], f"{found.records[i].id}: {found.captions[i].text}") for i in shown
+    )
+
+
+def _table(title: str, counts: Sequence[Count], of: str) -> Iterator[str]:
+    if not counts:
+        return
+    yield f"<div><h3>{title}</h3><table>"
+    for count in counts[:ROWS]:
+        share = f' <small title="{of}">of {count.of:,}</small>' if of else ""
+        yield f'<tr><th dir="auto">{escape(count.text) or "<em>no words</em>"}</th>'
+        yield f"<td>{count.times:,}{share}</td></tr>"
+    yield "</table></div>"
+
+
+def _unreadable(failures: Sequence[tuple[str, str]]) -> Iterator[str]:
+    if failures:
+        yield f"<section><h2>Left out</h2><p>{len(failures)} pictures could not be read.</p><table>"
+        for path, reason in failures[: 2 * ROWS]:
+            yield f"<tr><th>{escape(Path(path).name)}</th><td>{escape(reason)}</td></tr>"
+        yield "</table></section>"
+
+
+def _figure(title: str, chart: str) -> str:
+    return f"<figure><h3>{title}</h3>{chart}</figure>"
+
+
+def _page(title: str, body: str) -> str:
+    folder = Path(__file__).parent / "assets"
+    style = (folder / "review.css").read_text(encoding="utf-8")
+    script = (folder / "review.js").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<style>{style}</style></head><body><main>{body}</main><script>{script}</script></body></html>\n"
+    )
