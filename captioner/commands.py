@@ -18,6 +18,7 @@ from captioner.errors import ConfigError
 from captioner.exporting import export as export
 from captioner.files import json_text
 from captioner.reports import epoch_name, info_lines, score_lines, scores_line
+from captioner.scaling import features as features
 from captioner.serving import serve as serve
 from captioner.startup import load_tensorflow
 
@@ -96,25 +97,6 @@ def evaluate(arguments: Namespace) -> int:
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return _report_failures(result.failures)
-
-
-def features(arguments: Namespace) -> int:
-    """`captioner features`: the cache, filled beforehand."""
-    from captioner.config import load_config
-    from captioner.datasets import load_split
-
-    config = load_config(arguments.recipe, arguments.set)
-    records = load_split(arguments.data, arguments.split, format=config.data.format, seed=config.seed).records
-    load_tensorflow()
-    from captioner.encoders import load_encoder
-    from captioner.features import extract
-
-    wanted = config.encoder
-    encoder = load_encoder(wanted.name, weights=wanted.weights, size=wanted.size, seed=config.seed)
-    store = extract(records, encoder, folder=arguments.cache, quiet=arguments.quiet)
-    cells, channels = store.shape
-    print(f"{store.folder}: {len(store.ids)} of {len(records)} pictures, {cells} cells of {channels} each")
-    return _report_failures([(str(failure.path), failure.reason) for failure in store.failures])
 
 
 def info(arguments: Namespace) -> int:

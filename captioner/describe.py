@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from captioner.files import digest_bytes, digest_file, json_text
 from captioner.images import find_images
 from captioner.progress import bar
 from captioner.reports import caption_lines
+from captioner.scaling import part_of
 from captioner.sources import gather, named_paths, no_picture_in
 from captioner.startup import find_run, load_captioner
 
@@ -29,10 +30,11 @@ def caption(arguments: Namespace) -> int:
     for name in ("out", "if_exists", "names"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
-    paths = _pictures(named_paths(arguments.paths, arguments.list), arguments.recursive)
+    part = part_of(arguments)
+    paths = part.of(_pictures(named_paths(arguments.paths, arguments.list), arguments.recursive))
     run = find_run(arguments.run)
     options = {**_caption_options(arguments), "attention": bool(arguments.attention)}
-    found = load_captioner(run, options, quiet=arguments.quiet).captions_of(paths, **options)
+    found = _captions_of(run, options, arguments)(paths)
     drawings = _drawing_names(arguments.attention, paths)
     failed = 0
     # On a terminal the captions themselves show how far it is.
@@ -52,6 +54,17 @@ def _caption_options(arguments: Namespace) -> dict[str, Any]:
     return {name: getattr(arguments, name) for name in names}
 
 
+def _captions_of(
+    run: Path, options: dict[str, Any], arguments: Namespace
+) -> Callable[[Iterable[Path]], Iterator[Any]]:
+    """What captions: a model in this process, or an engine."""
+    if arguments.engine:
+        from captioner.extras.ray_engine import RayCaptions
+
+        return RayCaptions(run, options, address=arguments.address, quiet=arguments.quiet)
+    return lambda paths: load_captioner(run, options, quiet=arguments.quiet).captions_of(paths, **options)
+
+
 def _caption_into_files(arguments: Namespace) -> int:
     """`captioner caption --write`: sidecars, sheets, and a report."""
     from captioner.folders import FolderPlan, caption_folders
@@ -65,14 +78,12 @@ def _caption_into_files(arguments: Namespace) -> int:
         out=Path(arguments.out) if arguments.out else None,
         if_exists=arguments.if_exists or "skip",
         names=arguments.names or "short",
+        part=part_of(arguments),
         job=_job(run, options),
     )
     plan.check()
     pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
-
-    def captions_of(paths: Iterable[Path]) -> Iterator[Any]:
-        return load_captioner(run, options, quiet=arguments.quiet).captions_of(paths, **options)
-
+    captions_of = _captions_of(run, options, arguments)
     outcomes = caption_folders(pictures, plan, captions_of, quiet=arguments.quiet)
     if not arguments.quiet:
         print("\n".join(outcomes.lines()))

@@ -23,7 +23,7 @@ import numpy as np
 from captioner.datasets import CaptionedImage
 from captioner.encoders import Encoder
 from captioner.errors import CacheError, ImageError
-from captioner.extraction import Extraction, shard_pictures
+from captioner.extraction import BATCH_SIZE, Extraction, shard_pictures
 from captioner.files import lock, remove_leftovers
 from captioner.parts import Part, part_number
 from captioner.progress import bar, say
@@ -100,7 +100,7 @@ def extract(
     encoder: Encoder,
     *,
     folder: str | Path | None = None,
-    batch_size: int = 32,
+    batch_size: int = BATCH_SIZE,
     quiet: bool = False,
 ) -> FeatureStore:
     """The features of all pictures; those that the cache does not hold are computed first.

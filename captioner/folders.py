@@ -21,11 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.errors import ConfigError, unknown_name
+from captioner.files import storing
 from captioner.journals import held
 from captioner.outcomes import Outcomes
+from captioner.parts import WHOLE, Part
 from captioner.places import NAMES, Neighbours, Rows, Sidecars, Target, writable
 from captioner.progress import bar
-from captioner.sidecars import WRITERS, Found, Sheet, Sidecar
+from captioner.sidecars import WRITERS, Found, Sheet, Sidecar, sheets_of_parts
 from captioner.sources import Pictures, is_picture_name
 from captioner.tables import Table
 from captioner.works import NO_WORDS, Folder, Result
@@ -51,6 +53,7 @@ class FolderPlan:
     out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
     if_exists: str = "skip"  # one of IF_EXISTS
     names: str = "short"  # one of NAMES
+    part: Part = WHOLE  # which of the pictures are this worker's, where several share them
     job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
 
     def check(self) -> None:
@@ -94,6 +97,7 @@ def caption_folders(
         2000
     """
     plan.check()
+    pictures = pictures.part(plan.part)
     with ExitStack() as stack:
         job = _Job(pictures, plan, stack)
         for path, reason in pictures.problems:
@@ -119,9 +123,9 @@ class _Job:
             if isinstance(row, Sheet):
                 place = self._place_of(pictures.base)
                 if str(place) not in self._held:
-                    stack.enter_context(held(place))
+                    stack.enter_context(held(place, plan.part))
                     self._held.add(os.path.abspath(place))
-                self._sheets[kind] = row.open(place / row.file_name)
+                self._sheets[kind] = row.open(place / row.name_of(plan.part))
 
     def survey(self, quiet: bool) -> _Missing:
         """Looks every picture over, writes what the journals know, and gives what needs a caption."""
@@ -129,6 +133,10 @@ class _Job:
         with bar(len(self.pictures), "pictures", "looking", quiet) as progress:
             for path, names in self.pictures.folders.items():
                 folder = self._folder(path, names)
+                if folder.in_parts and writable(folder.place):
+                    self._hold(folder)
+                    folder.unite()
+                    folder.release()
                 needs = self._needs(folder, names)
                 if (needs["known"] or needs["caption"]) and not writable(folder.place):
                     reason = f"{folder.place} cannot be written; name another folder with --out"
@@ -173,6 +181,10 @@ class _Job:
         """Writes the sheets, as far as they have come."""
         for table in self._sheets.values():
             table.save()
+            if self.plan.part.whole:  # what workers wrote is in the journals, and so in this one
+                for path in sheets_of_parts(table.path):
+                    with storing(path):
+                        path.unlink(missing_ok=True)
 
     def _needs(self, folder: Folder, names: Sequence[str]) -> dict[str, list[str]]:
         """Names by what they need; counts those that need nothing."""
@@ -216,7 +228,7 @@ class _Job:
                 targets[kind] = Rows(self._sheets[kind], prefix)
             else:
                 targets[kind] = Sidecars(row, path, neighbours, place=place, naming=self.plan.names)
-        return Folder(path, place, targets, job=self.plan.job, if_exists=self.plan.if_exists)
+        return Folder(path, place, targets, self.plan)
 
     def _place_of(self, folder: Path) -> Path:
         """Where the sidecars of a folder's pictures go."""

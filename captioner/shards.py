@@ -5,6 +5,7 @@
     00000.json      n, the size of the file, and for each row the picture's digest, a checksum and its id;
                     written last: a shard without it does not exist
     pictures.json   path -> size, times and digest, so that an unchanged picture need not be read again
+    workers/NAME/   the same once more: what one of several workers has made, until `adopt` takes it in
 
 Every file is written under a temporary name and renamed. A shard never changes; whatever is missing or
 changed goes into new ones. Rows are memory-mapped and checked against their checksum when first read.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,8 @@ from captioner.files import atomic_write, digest_bytes, json_text, read_json, re
 
 # Also raised when images.read_image begins to give other pixels for the same file.
 FORMAT = 1
+
+WORKERS = "workers"
 
 _RESIDENT_BYTES = 256 * 2**20
 # A file changed this shortly before it was read may change again within one tick of the file system's clock.
@@ -127,20 +131,52 @@ class ShardFolder:
                 return known.digest
         return ""
 
-    def write(self, rows: np.ndarray, *, pictures: Sequence[tuple[str, str]]) -> None:
+    def adopt(self, other: ShardFolder) -> int:
+        """Takes over the shards of a worker's folder; only under the locks of both.
+
+        A shard's file is linked, not copied, where the file system can, and leaves the other folder last:
+        wherever this is interrupted, it can be done again.
+
+        Returns:
+            how many pictures are new.
+        """
+        known = len(self.locations)
+        for number in sorted(other._shards):
+            path, record = other._shards[number].path, other._shards[number].path.with_suffix(".json")
+            entries = read_json(record, error=CacheError)["pictures"]
+            if any(digest not in self.locations for digest, _, _ in entries):
+                self._begin()
+                target = self.folder / f"{self._next():05}.npy"
+                _link(path, target)
+                atomic_write(target.with_suffix(".json"), record.read_bytes())
+                self._open(target.with_suffix(".json"))
+            self.seen.update(other._seen_beside(number))
+        self.seen.update(other.seen)
+        self.write_seen()
+        shutil.rmtree(other.folder)
+        return len(self.locations) - known
+
+    def write(
+        self,
+        rows: np.ndarray,
+        *,
+        pictures: Sequence[tuple[str, str]],
+        number: int | None = None,
+        seen: Mapping[str, Seen] | None = None,
+    ) -> None:
         """Adds a shard.
 
         Args:
             rows: (n, P, C) float16.
             pictures: (digest of the picture, id) of each row.
+            number: of the shard, where several processes write; else the next one.
+            seen: what the files of its pictures looked like, kept beside it until `adopt`.
 
         Raises:
             CaptionerError: the disk is full, …; complete shards stay as they are.
         """
-        if not self._shards:
-            write_json(self.folder / "cache.json", self.identity)
-        number = max(self._shards, default=-1) + 1
-        path = self.folder / f"{number:05}.npy"
+        self._begin()
+        path = self.folder / f"{self._next() if number is None else number:05}.npy"
         checksums = [zlib.crc32(row.data) for row in rows]
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.lib.format.write_array(file, rows, allow_pickle=False)
@@ -148,16 +184,15 @@ class ShardFolder:
         entries = [
             [digest, checksum, name] for (digest, name), checksum in zip(pictures, checksums, strict=True)
         ]
+        if seen:
+            atomic_write(path.with_suffix(".seen"), _seen_text(seen))
         record = path.with_suffix(".json")
         atomic_write(record, json_text({"rows": len(rows), "bytes": size, "pictures": entries}) + "\n")
         self._open(record)
 
     def write_seen(self) -> None:
         """Saves `seen`; settled entries only."""
-        entries = {
-            path: list(seen) for path, seen in sorted(self.seen.items()) if seen.digest and seen.settled
-        }
-        atomic_write(self.folder / "pictures.json", json_text(entries) + "\n")
+        atomic_write(self.folder / "pictures.json", _seen_text(self.seen))
 
     def read(self, locations: Sequence[Location]) -> np.ndarray:
         """Rows in the order asked, (n, P, C) float16, a copy.
@@ -188,6 +223,13 @@ class ShardFolder:
             for shard in self._shards.values():
                 if shard.array is not None:
                     shard.array._mmap.madvise(mmap.MADV_DONTNEED)
+
+    def _begin(self) -> None:
+        if not self._shards:
+            write_json(self.folder / "cache.json", self.identity)
+
+    def _next(self) -> int:
+        return max(self._shards, default=-1) + 1
 
     def _open(self, record: Path) -> None:
         path = record.with_suffix(".npy")
@@ -220,18 +262,36 @@ class ShardFolder:
             )
 
     def _read_seen(self) -> dict[str, Seen]:
-        try:
-            return {
-                path: Seen(*entry)
-                for path, entry in read_json(self.folder / "pictures.json", error=CacheError).items()
-            }
-        except (CacheError, AttributeError, TypeError):
-            return {}
+        return _seen_in(self.folder / "pictures.json")
+
+    def _seen_beside(self, number: int) -> dict[str, Seen]:
+        return _seen_in(self._shards[number].path.with_suffix(".seen"))
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Hex digest of what every row of a cache depends on."""
     return digest_bytes(json_text(dict(sorted(identity.items()))).encode("utf-8"))
+
+
+def _seen_text(seen: Mapping[str, Seen]) -> str:
+    entries = {path: list(each) for path, each in sorted(seen.items()) if each.digest and each.settled}
+    return json_text(entries) + "\n"
+
+
+def _seen_in(path: Path) -> dict[str, Seen]:
+    try:
+        return {name: Seen(*entry) for name, entry in read_json(path, error=CacheError).items()}
+    except (CacheError, AttributeError, TypeError):
+        return {}
+
+
+def _link(path: Path, target: Path) -> None:
+    """The same file under a second name; a copy where that cannot be."""
+    with replacing(target) as temporary:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def _map(path: Path, shape: tuple[int, ...]) -> Any:

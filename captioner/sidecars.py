@@ -21,6 +21,7 @@ from typing import Any
 
 from captioner.errors import DataError
 from captioner.files import json_text
+from captioner.parts import Part
 from captioner.tables import Table
 from captioner.xmp import embedded_xmp, read_xmp, write_xmp
 
@@ -46,6 +47,16 @@ class Sheet:
 
     file_name: str
     open: Callable[[Path], Table]
+
+    def name_of(self, part: Part) -> str:
+        """The file's name; each of several workers has a sheet of its own."""
+        stem, suffix = os.path.splitext(self.file_name)
+        return self.file_name if part.whole else f"{stem}.{part.name}{suffix}"
+
+
+def sheets_of_parts(sheet: Path) -> list[Path]:
+    """The sheets that workers have written beside the one of all pictures."""
+    return sorted(sheet.parent.glob(f"{sheet.stem}.*-of-*{sheet.suffix}"))
 
 
 def joined(old: str, new: str) -> str:

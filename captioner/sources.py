@@ -14,6 +14,7 @@ from pathlib import Path
 
 from captioner.errors import CaptionerError, DataError
 from captioner.images import IMAGE_SUFFIXES
+from captioner.parts import Part
 
 STANDARD_INPUT = "-"
 
@@ -28,6 +29,17 @@ class Pictures:
 
     def __len__(self) -> int:
         return sum(map(len, self.folders.values()))
+
+    def part(self, part: Part) -> Pictures:
+        """One worker's share of the pictures; the first tells of the problems."""
+        folders, before = {}, 0
+        mine = part.of(range(len(self)))
+        for folder, names in self.folders.items():
+            names_mine = [name for at, name in enumerate(names, start=before) if at in mine]
+            before += len(names)
+            if names_mine:
+                folders[folder] = names_mine
+        return Pictures(self.base, folders, self.problems if part.number == 1 else [])
 
 
 def named_paths(paths: Sequence[str], listing: str | None = None) -> Iterator[str]:
@@ -98,9 +110,7 @@ def is_picture_name(name: str) -> bool:
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def _walk(
-    root: Path, recursive: bool, problems: list[tuple[str, str]]
-) -> Iterator[tuple[Path, list[str]]]:
+def _walk(root: Path, recursive: bool, problems: list[tuple[str, str]]) -> Iterator[tuple[Path, list[str]]]:
     def note(error: OSError) -> None:
         problems.append((str(error.filename), f"cannot be listed ({error.strerror})"))
 

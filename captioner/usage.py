@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from captioner import __version__, exporting, serving
+from captioner import __version__, exporting, scaling, serving
 from captioner.errors import ConfigError, unknown_name
 
 
@@ -166,6 +166,7 @@ def _caption_arguments(add: Any) -> None:
         "--top-p", type=_number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P"
     )
     add("--seed", type=_whole(0), default=0, metavar="S", help="of the drawing (0)")
+    scaling.add_arguments(add)
     _quiet_argument(add)
 
 
@@ -210,6 +211,7 @@ def _features_arguments(add: Any) -> None:
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
     add("--split", default="all", metavar="S", help="train, dev, test or all (all)")
     add("--cache", metavar="DIR", help="folder of the cache (below $CAPTIONER_CACHE, or ~/.cache/captioner)")
+    scaling.add_arguments(add)
     _set_argument(add)
     _quiet_argument(add)
 
@@ -253,6 +255,7 @@ COMMANDS = {
         "  captioner caption photos --run runs/flickr8k --beam 5 --n-best 3\n"
         "  captioner caption photos --recursive --json > captions.jsonl\n"
         "  captioner caption photos --recursive --write txt,xmp\n"
+        "  captioner caption photos --recursive --write txt --shard 2/8\n"
         "  find photos -name '*.jpg' -print0 | captioner caption - --write csv --out captions\n"
         "  captioner caption dog.jpg --attention looks.png\n"
         "  captioner caption dog.jpg --n-best 5 --temperature 0.8 --seed 1",
@@ -286,14 +289,7 @@ COMMANDS = {
         "  captioner sample scenes\n  captioner sample szenen --language de --pictures 600",
         _sample_arguments,
     ),
-    "features": Command(
-        "run the CNN over a data set and keep what it gives",
-        "Training and evaluation do this themselves when needed; this does it beforehand. It may be\n"
-        "interrupted and repeated.",
-        "  captioner features flickr8k-frozen --data flickr8k\n"
-        "  captioner features flickr8k-frozen --data flickr8k --set encoder.weights=mobilenet_v2.weights.h5",
-        _features_arguments,
-    ),
+    "features": Command(scaling.SUMMARY, scaling.MORE, scaling.EXAMPLES, _features_arguments),
     "info": Command(
         "say what a run folder holds",
         "Encoder, words, epochs, scores, sizes, and the checkpoints kept.",

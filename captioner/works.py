@@ -14,16 +14,28 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from captioner.errors import CaptionerError, ImageError
 from captioner.files import digest_bytes
 from captioner.images import read_image
 from captioner.journals import Journal, held
+from captioner.parts import Part
 from captioner.places import Look, Target
 from captioner.sidecars import Found, joined
 
 NO_WORDS = "the model found no words for it"
+
+
+class Plan(Protocol):
+    """What a folder has to know of a `folders.FolderPlan`."""
+
+    @property
+    def job(self) -> str: ...
+    @property
+    def if_exists(self) -> str: ...
+    @property
+    def part(self) -> Part: ...
 
 
 @dataclass(frozen=True)
@@ -94,21 +106,28 @@ class Folder:
         path: of the pictures.
         place: of journal and sidecars.
         targets: by kind.
-        job: see `Version`.
-        if_exists: see `Version`.
+        plan: a `folders.FolderPlan`: its job and its way with captions that are there (see `Version`), and
+            which part of the pictures is ours.
     """
 
-    def __init__(
-        self, path: Path, place: Path, targets: Mapping[str, Target], *, job: str, if_exists: str
-    ) -> None:
+    def __init__(self, path: Path, place: Path, targets: Mapping[str, Target], plan: Plan) -> None:
         self.path, self.place, self.targets = path, place, targets
-        self._job, self._if_exists = job, if_exists
-        self._journal = Journal(place)
+        self._job, self._if_exists, self._part = plan.job, plan.if_exists, plan.part
+        self._journal = Journal(place, plan.part)
         self._lock = ExitStack()
 
     def hold(self) -> None:
         """Keeps the place of the sidecars for this process; see `journals.held`."""
-        self._lock.enter_context(held(self.place))
+        self._lock.enter_context(held(self.place, self._part))
+
+    def unite(self) -> None:
+        """Makes one journal of those of several workers; only while held."""
+        self._journal.unite()
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there are journals of several workers to be united."""
+        return self._part.whole and self._journal.in_parts
 
     def release(self) -> None:
         """Ends `hold`."""

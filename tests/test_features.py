@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import features, files, shards
+from captioner import extraction, files, shards
 from captioner.backbones import ENCODERS
 from captioner.datasets import CaptionedImage
 from captioner.encoders import Encoder, load_encoder
@@ -51,20 +51,20 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows a shard, so that there are several."""
-    monkeypatch.setattr(features, "_SHARD_PICTURES", 8)
+    monkeypatch.setattr(extraction, "SHARD_PICTURES", 8)
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the pictures that go through the CNN; the list grows by one entry a batch."""
     batches: list[int] = []
-    encode = features._Extraction._encode
+    encode = extraction.Extraction._encode
 
     def counting(self: Any) -> None:
         batches.append(len(self._batch))
         encode(self)
 
-    monkeypatch.setattr(features._Extraction, "_encode", counting)
+    monkeypatch.setattr(extraction.Extraction, "_encode", counting)
     return batches
 
 
@@ -151,7 +151,7 @@ def test_an_unchanged_picture_is_not_even_opened(
     def forbidden(*_: Any) -> Any:
         raise AssertionError("opened")
 
-    monkeypatch.setattr(features._Extraction, "_read", forbidden)
+    monkeypatch.setattr(extraction.Extraction, "_read", forbidden)
     np.testing.assert_array_equal(everything(extract(records, encoder, folder=cache, quiet=True)), old)
 
 
@@ -182,7 +182,7 @@ def test_interrupted_and_run_again_gives_the_same_bytes(
 ) -> None:
     records[3].path.write_bytes(b"bad")
     unbroken = extract(records, encoder, folder=cache / "unbroken", batch_size=4, quiet=True)
-    encode = features._Extraction._encode
+    encode = extraction.Extraction._encode
     done = []
 
     def interrupting(self: Any) -> None:
@@ -192,7 +192,7 @@ def test_interrupted_and_run_again_gives_the_same_bytes(
         encode(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features._Extraction, "_encode", interrupting)
+        patch.setattr(extraction.Extraction, "_encode", interrupting)
         with pytest.raises(KeyboardInterrupt):
             extract(records, encoder, folder=cache / "broken", batch_size=4, quiet=True)
     store = extract(records, encoder, folder=cache / "broken", batch_size=4, quiet=True)

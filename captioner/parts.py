@@ -1,0 +1,73 @@
+"""One worker's part of a job that several do: `--shard 2/8` is the second of eight.
+
+In: a list that all workers see in the same order. Out: a stretch of it; the stretches of all workers, one
+after another, are the list.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
+
+from captioner.errors import ConfigError
+
+Item = TypeVar("Item")
+
+
+class Part(NamedTuple):
+    """The `number`-th of `total` parts, counted from 1.
+
+    >>> [Part(number, 3).of("abcdefgh") for number in (1, 2, 3)]
+    ['ab', 'cde', 'fgh']
+    """
+
+    number: int = 1
+    total: int = 1
+
+    @staticmethod
+    def parse(text: str) -> Part:
+        """From what was typed.
+
+        Raises:
+            ConfigError: it is not i/n with i from 1 to n.
+
+        >>> Part.parse("2/8")
+        Part(number=2, total=8)
+        """
+        match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ConfigError(f'--shard "{text}": expected i/n, such as 1/4, 2/4, 3/4 and 4/4')
+        return Part(int(match[1]), int(match[2]))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all there is."""
+        return self.total == 1
+
+    @property
+    def name(self) -> str:
+        """For files and folders.
+
+        >>> Part(2, 8).name
+        '2-of-8'
+        """
+        return f"{self.number}-of-{self.total}"
+
+    def of(self, items: Sequence[Item], *, block: int = 1) -> Sequence[Item]:
+        """This part's stretch of a list, cut only between blocks of so many items."""
+        blocks = -(-len(items) // block)
+        start, end = (blocks * number // self.total * block for number in (self.number - 1, self.number))
+        return items[start:end]
+
+
+WHOLE = Part()
+
+
+def part_number(name: str) -> tuple[int, ...]:
+    """Sorts the names of parts as the parts follow one another.
+
+    >>> sorted(["10-of-12", "9-of-12"], key=part_number)
+    ['9-of-12', '10-of-12']
+    """
+    return tuple(int(digits) for digits in re.findall(r"\d+", name))
