@@ -196,7 +196,8 @@ class Steps:
             return self.encoder.look(inputs)
         # An encoder in training meets mirror images in turn, not both at once: half the time.
         grid = self.encoder.model(tf.cast(inputs, tf.float32), training=training)  # (B, h, w, C)
-        return tf.reshape(tf.cast(grid, tf.float32), [tf.shape(inputs)[0], -1, self.encoder.channels])
+        rows, columns = self.encoder.grid
+        return tf.reshape(tf.cast(grid, tf.float32), [-1, rows * columns, self.encoder.channels])
 
     def _dropout_seed(self, seed: Tensor) -> Tensor | None:
         return seed if self.phase.dropout else None
