@@ -11,19 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 
+from captioner import completion
 from captioner.errors import CaptionerError
-from captioner.usage import parse
-
-GREETING = """\
-captioner: a picture goes in, a sentence comes out.
-
-  captioner caption dog.jpg                    describe a picture
-  captioner sample scenes                      draw a small data set to try things on
-  captioner data scenes --sheet sheet.png      look at a data set
-  captioner train sample --data scenes --run runs/scenes
-  captioner evaluate --run runs/scenes --data scenes --out runs/scenes/test
-
-`captioner COMMAND --help` explains a command; `captioner --help` lists all."""
+from captioner.usage import build_parser, parse
+from captioner.voice import detail, speak, styled, verbose
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except CaptionerError as error:
         stopped = error.exit_code > 128  # by a signal, as asked: nothing is wrong
-        print(str(error) if stopped else f"error: {error}", file=sys.stderr)
+        if verbose() and not stopped:
+            import traceback
+
+            traceback.print_exc()
+        print(str(error) if stopped else f"{styled('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
@@ -49,8 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    if completion.wanted():
+        completion.answer(build_parser())
     if not arguments:
-        print(GREETING)
+        from captioner.welcome import greeting
+
+        print(greeting(sys.stdout))
         return 0
     try:
         parsed = parse(arguments)
@@ -60,7 +59,9 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from captioner import commands  # brings Pillow and NumPy: not for `--help`
 
+    speak(quiet=parsed.quiet, verbose=parsed.verbose)
     code: int = getattr(commands, parsed.command)(parsed)
+    detail("done")
     return code
 
 

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.completion import completion as completion
 from captioner.describe import caption as caption
+from captioner.doctor import doctor as doctor
 from captioner.errors import ConfigError
 from captioner.exporting import export as export
 from captioner.files import json_text
 from captioner.reports import epoch_name, info_lines, score_lines, scores_line
 from captioner.scaling import features as features
 from captioner.serving import serve as serve
-from captioner.startup import load_tensorflow
+from captioner.startup import load_tensorflow, new_run, newest_runs
 
 
 def data(arguments: Namespace) -> int:
@@ -55,12 +57,13 @@ def sample(arguments: Namespace) -> int:
         f"{arguments.folder}: {arguments.pictures} pictures with captions; look at them, then train on them:"
     )
     print(f"  captioner data {arguments.folder} --sheet sheet.png")
-    print(f"  captioner train sample --data {arguments.folder} --run runs/scenes")
+    print(f"  captioner train sample --data {arguments.folder}")
     return 0
 
 
 def train(arguments: Namespace) -> int:
     """`captioner train`: from a recipe to a run."""
+    arguments.run = arguments.run or _run_folder(arguments)
     config = _training_config(arguments)
     load_tensorflow()
     from captioner.train import train as train_run
@@ -69,7 +72,7 @@ def train(arguments: Namespace) -> int:
     best = run.best or {}
     print(f"{arguments.run}: {scores_line(best)} on dev, at its best ({epoch_name(best)})")
     print(f"  captioner caption PICTURE --run {arguments.run}")
-    print(f"  captioner evaluate --run {arguments.run} --data {arguments.data} --out {arguments.run}/test")
+    print(f"  captioner evaluate --run {arguments.run} --data {arguments.data} --report")
     unreadable = run.history()[-1].get("unreadable", 0)
     if unreadable:
         print(f"{unreadable} pictures were left out, see {arguments.run}/log.txt", file=sys.stderr)
@@ -87,6 +90,7 @@ def evaluate(arguments: Namespace) -> int:
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)
+    arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
     written = [Path(arguments.out) / "scores.json", Path(arguments.out) / "predictions.jsonl"]
     if arguments.report is not None:
         from captioner.review import write_review
@@ -123,6 +127,14 @@ def _training_config(arguments: Namespace) -> Any:
         from captioner.config import recipes
 
         raise ConfigError(
+def _run_folder(arguments: Namespace) -> str:
+    """Where a training goes that was not told where."""
+    if arguments.resume:
+        known = ", ".join(map(str, newest_runs())) or "none here"
+        raise ConfigError(f"--resume: which run? name it with --run; newest in runs/: {known}")
+    return str(new_run(arguments.recipe, arguments.data)) if arguments.recipe else ""
+
+
             f"a recipe is missing; known: {', '.join(recipes())}; or give the path of a .toml file"
         )
     if arguments.set:

@@ -6,6 +6,7 @@ Reads the processor's flags; loads nothing.
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import sys
 from functools import cache
@@ -33,6 +34,28 @@ def precision(wanted: str) -> str:
 def cores() -> int:
     """Processor cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """What the processor calls itself, or its architecture."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def memory_gib() -> float:
+    """Memory of this machine, or as much of it as this process may use, in GiB."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of a container, cgroup 2 and 1
+        try:
+            limit = Path("/sys/fs/cgroup", name).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            continue
+        total = min(total, int(limit)) if limit.isdecimal() else total
+    return total / 2**30
 
 
 def peak_memory_gib() -> float:

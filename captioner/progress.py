@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from captioner import voice
 from captioner.files import append_line
 
 INTERVAL_SECONDS = 10.0
@@ -38,7 +39,7 @@ def bar(
         >>> with bar(100, "pictures", "features", quiet=True) as progress:
         ...     progress.update(32, failed=1)
     """
-    if quiet:
+    if quiet or voice.quiet():
         yield _Silence()
     elif sys.stderr.isatty():
         with _TerminalBar(total, unit, description, done) as shown:
@@ -53,7 +54,7 @@ def say(text: str, *, quiet: bool = False) -> None:
     """One line of narration on stderr, above a bar that is being drawn; also into the logs of `recording`."""
     for path in _logs:
         append_line(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
-    if quiet:
+    if quiet or voice.quiet():
         return
     if "tqdm" in sys.modules:
         sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)

@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import captioner
 from captioner.errors import RunError
 from captioner.progress import say, silent_stderr
+from captioner.voice import detail, verbose
 
 if TYPE_CHECKING:
     from captioner.captioning import Captioning
 
+RUNS = Path("runs")  # where trainings go that were given no other place
 SHIPPED = ("shipped", "../checkpoints/flickr8k")  # beside this file: in the wheel, in a checkout
 
 
@@ -28,10 +30,13 @@ def find_run(given: str | None) -> Path:
         RunError: there is none; says how to come by one.
     """
     if given or os.environ.get("CAPTIONER_RUN"):
-        return Path(given or os.environ["CAPTIONER_RUN"])
+        folder = Path(given or os.environ["CAPTIONER_RUN"])
+        detail(f"run folder {folder}, {'as asked' if given else 'from $CAPTIONER_RUN'}")
+        return folder
     for place in SHIPPED:
         folder = (Path(captioner.__file__).parent / place).resolve()
         if (folder / "config.json").is_file():
+            detail(f"run folder {folder}, which comes with captioner")
             return folder
     raise RunError(
         "no trained model: none comes with this installation; name a run folder with --run or in "
@@ -59,7 +64,9 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
         reason = "words are drawn at random"
     else:
         try:
-            return LightCaptioner.load(folder)
+            light = LightCaptioner.load(folder)
+            detail("its compiled form is loaded; TensorFlow is not needed")
+            return light
         except NotCompiled as error:
             reason = f"{error}, which `captioner export --run {folder}` makes"
     say(f"TensorFlow is loaded: {reason}", quiet=quiet)
@@ -73,8 +80,30 @@ def load_tensorflow() -> None:
     """Imports TensorFlow without what its C++ libraries say of themselves; it is shown if that fails."""
     if "tensorflow" in sys.modules:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose() else "3")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "2":  # somebody wants to see it
         import tensorflow  # noqa: F401
     with silent_stderr():
         import tensorflow  # noqa: F401, F811
+    detail(f"TensorFlow {tensorflow.__version__} is loaded")
+
+
+def new_run(recipe: str, data: str) -> Path:
+    """A folder for a training that was given none: `runs/DATA-RECIPE`, with a number if that is taken.
+
+    >>> new_run("my/sample.toml", "no such/place/").as_posix()
+    'runs/place-sample'
+    """
+    source = Path(os.path.abspath(data))
+    name = f"{source.stem if source.suffix else source.name}-{Path(recipe).stem}"
+    folder, count = RUNS / name, 1
+    while folder.exists():
+        count += 1
+        folder = RUNS / f"{name}-{count}"
+    return folder
+
+
+def newest_runs(most: int = 3) -> list[Path]:
+    """Run folders in `runs/`, the one worked on last first."""
+    found = [(path.parent.stat().st_mtime, path.parent) for path in RUNS.glob("*/config.json")]
+    return [folder for _, folder in sorted(found, reverse=True)[:most]]

@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
-from captioner import __version__, exporting, scaling, serving
+from captioner import __version__, completion, doctor, exporting, scaling, serving
 from captioner.errors import ConfigError, unknown_name
+from captioner.parsing import Parser, number, whole
 
 
 @dataclass(frozen=True)
@@ -34,52 +35,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(unknown_name("command", arguments[0], COMMANDS))
-    parsed, rest = _parser().parse_known_args(arguments)
+    parsed, rest = build_parser().parse_known_args(arguments)
     if rest:
-        raise ConfigError(_not_understood(rest[0], parsed.parser))
+        raise ConfigError(parsed.parser.not_understood(rest[0]))
     if "command" not in parsed:
         raise ConfigError(f"a command is missing: {', '.join(COMMANDS)}")
     return parsed
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are the program's own."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; `{self.prog} --help` shows how")
-
-
-def _not_understood(word: str, parser: argparse.ArgumentParser) -> str:
-    if not word.startswith("-"):
-        return f'"{word}" is one argument too many; `{parser.prog} --help` shows how'
-    options = [option for action in parser._actions for option in action.option_strings if option != "-h"]
-    return unknown_name("option", word.partition("=")[0], options)
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from {least} on')
-        return int(text)
-
-    return parse
-
-
-def _number(low: float, high: float, expected: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not low < value <= high:
-            raise argparse.ArgumentTypeError(f'"{text}": expected {expected}')
-        return value
-
-    return parse
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; completion walks it, too."""
+    parser = Parser(
         prog="captioner",
         description="Train and use networks that describe pictures.",
         epilog="example:\n  captioner caption dog.jpg\n\n`captioner COMMAND --help` explains a command.",
@@ -88,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"captioner {__version__}")
     parser.set_defaults(parser=parser)
-    rows = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    rows = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for name, command in COMMANDS.items():
         row = rows.add_parser(
             name,
@@ -99,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
             allow_abbrev=False,
         )
         command.arguments(row.add_argument)
+        if "--quiet" not in row.options():
+            _quiet_argument(row.add_argument)
+        row.add_argument(
+            "--verbose", action="store_true", help="also what is found, chosen and loaded, and when"
+        )
         row.set_defaults(command=name, parser=row)
     return parser
 
@@ -107,10 +78,10 @@ def _data_arguments(add: Any) -> None:
     add("root", metavar="ROOT", help="folder of a data set, or its captions file")
     _format_argument(add)
     add("--sheet", metavar="PNG", help="also draw pictures with their captions into this file")
-    add("--pictures", type=_whole(1), default=12, metavar="N", help="how many on the sheet (12)")
+    add("--pictures", type=whole(1), default=12, metavar="N", help="how many on the sheet (12)")
     add(
         "--seed",
-        type=_whole(0),
+        type=whole(0),
         default=0,
         metavar="S",
         help="which ones, and how a set without splits is split",
@@ -119,10 +90,10 @@ def _data_arguments(add: Any) -> None:
 
 def _sample_arguments(add: Any) -> None:
     add("folder", metavar="DIR", help="a new or empty folder")
-    add("--pictures", type=_whole(1), default=4800, metavar="N", help="in all splits together (4800)")
-    add("--seed", type=_whole(0), default=0, metavar="S", help="other pictures for another number (0)")
+    add("--pictures", type=whole(1), default=4800, metavar="N", help="in all splits together (4800)")
+    add("--seed", type=whole(0), default=0, metavar="S", help="other pictures for another number (0)")
     add("--language", default="en", metavar="L", help="of the captions: en, de, ko or ja (en)")
-    add("--size", type=_whole(16), default=96, metavar="PIXELS", help="height and width (96)")
+    add("--size", type=whole(16), default=96, metavar="PIXELS", help="height and width (96)")
 
 
 def _train_arguments(add: Any) -> None:
@@ -133,7 +104,7 @@ def _train_arguments(add: Any) -> None:
         help="name of a recipe, or a .toml file; not needed with --resume",
     )
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
-    add("--run", required=True, metavar="DIR", help="folder for everything the training leaves behind")
+    add("--run", metavar="DIR", help="folder for all the training leaves behind (a new runs/DATA-RECIPE)")
     add("--resume", action="store_true", help="go on where a stopped training in DIR was")
     _set_argument(add)
     _quiet_argument(add)
@@ -147,11 +118,9 @@ def _caption_arguments(add: Any) -> None:
         metavar="DIR",
         help="run folder; else $CAPTIONER_RUN, else the model that comes with captioner",
     )
-    add("--beam", type=_whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
-    add(
-        "--n-best", type=_whole(1), default=1, metavar="N", help="the N best captions, with their probability"
-    )
-    add("--max-words", type=_whole(1), metavar="N", help="end captions here at the latest")
+    add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
+    add("--n-best", type=whole(1), default=1, metavar="N", help="the N best captions, with their probability")
+    add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
     add(
         "--json", action="store_true", help="one JSON object a picture a line: path, caption, score, or error"
     )
@@ -159,13 +128,11 @@ def _caption_arguments(add: Any) -> None:
     add("--recursive", action="store_true", help="also look into folders within folders")
     _writing_arguments(add)
     draw = "draw words at random: "
-    positive = _number(0, float("inf"), "a number above 0")
+    positive = number(0, float("inf"), "a number above 0")
     add("--temperature", type=positive, metavar="T", help=draw + "below 1 tamer, above 1 wilder")
-    add("--top-k", type=_whole(0), metavar="N", help=draw + "from the N likeliest")
-    add(
-        "--top-p", type=_number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P"
-    )
-    add("--seed", type=_whole(0), default=0, metavar="S", help="of the drawing (0)")
+    add("--top-k", type=whole(0), metavar="N", help=draw + "from the N likeliest")
+    add("--top-p", type=number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P")
+    add("--seed", type=whole(0), default=0, metavar="S", help="of the drawing (0)")
     scaling.add_arguments(add)
     _quiet_argument(add)
 
@@ -192,8 +159,7 @@ def _evaluate_arguments(add: Any) -> None:
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
     _format_argument(add)
     add("--split", default="test", metavar="S", help="train, dev, test or all (test)")
-    add("--out", required=True, metavar="DIR", help="folder for predictions.jsonl and scores.json")
-    add("--beam", type=_whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
+    add("--out", metavar="DIR", help="folder for predictions.jsonl and scores.json (RUN/SPLIT)")
     add(
         "--report",
         nargs="?",
@@ -201,8 +167,9 @@ def _evaluate_arguments(add: Any) -> None:
         metavar="HTML",
         help="also a page to look at: scores, curves, pictures, mistakes (OUT/report.html)",
     )
-    add("--max-words", type=_whole(1), metavar="N", help="end captions here at the latest")
-    add("--batch-size", type=_whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
+    add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
+    add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
+    add("--batch-size", type=whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
     _quiet_argument(add)
 
 
@@ -264,7 +231,7 @@ COMMANDS = {
     "train": Command(
         "train a model on captioned pictures",
         "Writes a run folder that holds all that captioning needs. Ctrl-C finishes the step and saves.",
-        "  captioner train sample --data scenes --run runs/scenes\n"
+        "  captioner train sample --data scenes\n"
         "  captioner train flickr8k-frozen --data flickr8k --run runs/flickr8k --set decoder.units=256\n"
         "  captioner train --resume --data flickr8k --run runs/flickr8k",
         _train_arguments,
@@ -300,12 +267,14 @@ COMMANDS = {
         exporting.SUMMARY,
         exporting.MORE,
         exporting.EXAMPLES,
-        lambda add: exporting.add_arguments(add, _whole),
+        lambda add: exporting.add_arguments(add, whole),
     ),
     "serve": Command(
         serving.SUMMARY,
         serving.MORE,
         serving.EXAMPLES,
-        lambda add: serving.add_arguments(add, _whole),
+        lambda add: serving.add_arguments(add, whole),
     ),
+    "doctor": Command(doctor.SUMMARY, doctor.MORE, doctor.EXAMPLES, doctor.add_arguments),
+    "completion": Command(completion.SUMMARY, completion.MORE, completion.EXAMPLES, completion.add_arguments),
 }

@@ -15,16 +15,17 @@ PACKAGE = ROOT / "captioner"
 
 # A module imports only from modules that stand after it.
 ORDER = [
-    *("cli", "usage", "commands", "serving", "exporting", "describe", "scaling", "startup", "reports"),
+    *("cli", "commands", "usage", "parsing", "completion", "serving", "exporting", "describe", "scaling"),
+    *("doctor", "checkup", "welcome", "startup", "reports"),
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
-    *("review", "train", "loop", "signals", "evaluate"),
+    *("review", "exhibits", "train", "budget", "loop", "signals", "evaluate"),
     *("predict", "light", "light_decoder", "light_search", "captioning", "captions"),
-    *("exhibits", "charts", "mistakes", "showing", "plots", "lettering"),
+    *("charts", "mistakes", "showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "extraction", "shards", "encoders", "backbones"),
     *("optimisers", "search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),
-    *("config", "machine", "manifests", "progress", "parts", "files", "errors"),
+    *("config", "machine", "manifests", "progress", "voice", "parts", "files", "errors"),
 ]
 # What the command line may load before a command begins to compute.
 LIGHT = [

@@ -1,0 +1,67 @@
+"""Typed words into arguments: argparse that answers typing errors with the nearest thing there is."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from captioner.errors import ConfigError, unknown_name
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `ConfigError`s."""
+
+    _typed: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; remembers what was typed, for `error`."""
+        self._typed = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a ConfigError: a misspelt option rather than the one that is missing for it."""
+        known = self.options()
+        for word in self._typed:
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                raise ConfigError(unknown_name("option", name, known))
+        raise ConfigError(f"{message}; `{self.prog} --help` shows how")
+
+    def not_understood(self, word: str) -> str:
+        """What to say of a word that no argument took."""
+        if not word.startswith("-"):
+            return f'"{word}" is one argument too many; `{self.prog} --help` shows how'
+        return unknown_name("option", word.partition("=")[0], self.options())
+
+    def options(self) -> list[str]:
+        """The names of all options, long and short."""
+        return [name for action in self._actions for name in action.option_strings if name != "-h"]
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an argument that is a whole number from `least` on."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from {least} on')
+        return int(text)
+
+    return parse
+
+
+def number(low: float, high: float, expected: str) -> Callable[[str], float]:
+    """The type of an argument that is a number above `low`, up to `high`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low < value <= high:
+            raise argparse.ArgumentTypeError(f'"{text}": expected {expected}')
+        return value
+
+    return parse

@@ -1,0 +1,229 @@
+"""Everyday use: the greeting, typing errors, how much is said, colours, names of runs, Tab, the doctor."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from captioner import checkup, progress, voice
+from captioner.cli import main
+from captioner.completion import SHELLS
+from captioner.startup import new_run, newest_runs
+from captioner.usage import COMMANDS, parse
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(voice, "_state", {"quiet": False, "verbose": False})
+
+
+def test_alone_it_says_what_can_be_done_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([]) == 0
+    first = capsys.readouterr().out
+    assert "captioner caption dog.jpg" in first and "captioner sample scenes" in first
+    for name, seconds in (("old", 100), ("young", 200)):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").touch()
+        os.utime(tmp_path / "runs" / name, (seconds, seconds))
+    assert main([]) == 0
+    assert "--run runs/young" in capsys.readouterr().out
+    assert newest_runs() == [Path("runs/young"), Path("runs/old")]
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("capton dog.jpg", 'unknown command "capton"; did you mean "caption"?'),
+        ("caption dog.jpg --beem 5", 'unknown option "--beem"; did you mean "--beam"?'),
+        ("caption dog.jpg --if-exist=skip", 'did you mean "--if-exists"?'),
+        # The option that is missing was only misspelt.
+        ("train sample --date scenes", 'unknown option "--date"; did you mean "--data"?'),
+        ("evaluate --rum r --data d", 'unknown option "--rum"; did you mean "--run"?'),
+        ("doctor --jsn", 'did you mean "--json"?'),
+        ("completion bsh", 'unknown shell "bsh"; did you mean "bash"?'),
+        ("evaluate --data d", "--run"),
+        ("caption dog.jpg --beam 0", "from 1 on"),
+    ],
+)
+def test_a_typing_error_is_answered_with_what_was_meant(
+    words: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    said = capsys.readouterr().err
+    assert meant in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_every_command_takes_quiet_and_verbose() -> None:
+    needed = {
+        "caption": ["a.jpg"],
+        "train": ["sample", "--data", "d"],
+        "evaluate": ["--run", "r", "--data", "d"],
+    }
+    needed |= {"data": ["d"], "sample": ["d"], "features": ["sample", "--data", "d"], "info": ["r"]}
+    needed |= {"export": ["--run", "r"], "doctor": [], "completion": [], "serve": []}
+    assert set(needed) == set(COMMANDS)
+    for name, words in needed.items():
+        parsed = parse([name, *words, "--quiet", "--verbose"])
+        assert parsed.quiet and parsed.verbose
+
+
+def test_quiet_silences_bars_and_narration_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    voice.speak(quiet=True)
+    progress.say("something")
+    with progress.bar(3, "pictures", "captions") as bar:
+        bar.update(3)
+    voice.detail("something")
+    assert capsys.readouterr().err == ""
+
+
+def test_verbose_tells_details_and_shows_where_an_error_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert main(["info", str(tmp_path), "--verbose"]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "error: " in said.splitlines()[-1]
+
+
+def test_colours_only_where_they_are_seen_and_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert voice.styled("x", "red", io.StringIO()) == "x"
+    assert voice.styled("x", "red", Terminal()) == "\033[31mx\033[0m"
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, value)
+            assert voice.styled("x", "red", Terminal()) == "x"
+
+
+def test_an_error_is_red_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert main(["capton"]) == 2
+    assert terminal.getvalue().startswith("\033[31merror:\033[0m unknown command")
+
+
+def test_a_run_is_named_after_data_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert new_run("sample", "scenes/") == Path("runs/scenes-sample")
+    assert new_run("my/tuned.toml", "photos/captions.csv") == Path("runs/captions-tuned")
+    assert new_run("sample", ".").name == f"{tmp_path.name}-sample"
+    Path("runs/scenes-sample").mkdir(parents=True)
+    assert new_run("sample", "scenes") == Path("runs/scenes-sample-2")
+
+
+def test_resume_asks_which_run_and_names_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    (tmp_path / "runs" / "mine" / "config.json").touch()
+    assert main(["train", "--resume", "--data", "d"]) == 2
+    assert "runs/mine" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the command `captioner`, as an installation makes it."""
+    folder = tmp_path_factory.mktemp("bin")
+    script = folder / "captioner"
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
+        "from captioner.cli import main\nsys.exit(main())\n"
+    )
+    script.chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("cap", ["caption"]),
+        ("train fl", ["flickr8k", "flickr8k-frozen"]),
+        ("evaluate --rep", ["--report"]),
+        ("caption --write ", ["txt", "json", "csv", "xmp"]),
+        ("completion ", list(SHELLS)),
+    ],
+)
+def test_tab_completes_in_bash(command: str, tmp_path: Path, typed: str, offered: list[str]) -> None:
+    words = ["captioner", *typed.split(), *([""] if typed.endswith(" ") else [])]
+    line = f"captioner {typed}"
+    script = (
+        'eval "$(captioner completion bash)"\n'
+        f"COMP_WORDS=({' '.join(repr(word) for word in words)}); COMP_CWORD={len(words) - 1}\n"
+        f"COMP_LINE='{line}'; COMP_POINT={len(line)}; COMP_TYPE=9; COMP_KEY=9\n"
+        f"_python_argcomplete captioner '{words[-1]}' '{words[-2]}'\n"
+        'printf "%s\\n" "${COMPREPLY[@]}"\n'
+    )
+    environment = {**os.environ, "PATH": f"{command}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
+    found = [word.strip() for word in done.stdout.split("\n") if word.strip()]
+    assert set(offered) <= set(found), done.stderr
+    assert not any(word.startswith("-") for word in found) or typed.endswith("--rep")
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_completion_is_written_where_the_shell_looks(
+    shell: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SHELL", f"/usr/bin/{shell}")
+    assert main(["completion"]) == 0
+    printed = capsys.readouterr().out
+    assert main(["completion", "--install"]) == 0
+    path = Path(SHELLS[shell]).expanduser()
+    assert path.is_relative_to(tmp_path) and path.read_text().strip() == printed.strip() != ""
+    if shutil.which(shell):
+        assert subprocess.run([shell, "-n", str(path)]).returncode == 0
+
+
+def test_the_doctor_names_what_is_missing_and_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    needed = {
+        "": ["numpy>=1", "no-such-thing>=2"],
+        "serve": ["numpy>=999"],
+        "xmp": ["numpy"],
+        "dev": ["nothing"],
+    }
+    monkeypatch.setattr(checkup, "_requirements", lambda: dict(needed))
+    monkeypatch.setattr(checkup, "_tensorflow", lambda: checkup.Finding("TensorFlow", "good", "2.21"))
+    monkeypatch.setenv("CAPTIONER_RUN", "no-such-run")
+    assert main(["doctor", "--json"]) == 1
+    found = {finding["what"]: finding for finding in json.loads(capsys.readouterr().out)}
+    assert found["packages"]["state"] == "bad"
+    assert found["packages"]["remedy"] == "pip install 'no-such-thing>=2'"
+    assert found["[serve]"]["remedy"] == "pip install 'captioner[serve]'"
+    assert found["[xmp]"]["state"] == "good" and "[dev]" not in found
+    assert "no-such-run" in found["model"]["found"]
+    del needed[""][1]
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "cores" in said and "bfloat16" in said and "pip install 'captioner[serve]'" in said
+
+
+def test_the_project_says_what_it_needs() -> None:
+    parts = checkup._requirements()
+    assert any(line.startswith("tensorflow") for line in parts[""])
+    assert {"serve", "xmp", "export"} <= set(parts)
