@@ -81,6 +81,7 @@ def train(arguments: Namespace) -> int:
 
 def evaluate(arguments: Namespace) -> int:
     """`captioner evaluate`: predictions.jsonl and scores.json."""
+    arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
     load_tensorflow()
     from captioner.evaluate import Protocol
     from captioner.evaluate import evaluate as evaluate_run
@@ -90,7 +91,6 @@ def evaluate(arguments: Namespace) -> int:
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)
-    arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
     written = [Path(arguments.out) / "scores.json", Path(arguments.out) / "predictions.jsonl"]
     if arguments.report is not None:
         from captioner.review import write_review
@@ -118,6 +118,14 @@ def info(arguments: Namespace) -> int:
     return 0
 
 
+def _run_folder(arguments: Namespace) -> str:
+    """Where a training goes that was not told where."""
+    if arguments.resume:
+        known = ", ".join(map(str, newest_runs())) or "none here"
+        raise ConfigError(f"--resume: which run? name it with --run; newest in runs/: {known}")
+    return str(new_run(arguments.recipe, arguments.data)) if arguments.recipe else ""
+
+
 def _training_config(arguments: Namespace) -> Any:
     from captioner.config import load_config
 
@@ -127,14 +135,6 @@ def _training_config(arguments: Namespace) -> Any:
         from captioner.config import recipes
 
         raise ConfigError(
-def _run_folder(arguments: Namespace) -> str:
-    """Where a training goes that was not told where."""
-    if arguments.resume:
-        known = ", ".join(map(str, newest_runs())) or "none here"
-        raise ConfigError(f"--resume: which run? name it with --run; newest in runs/: {known}")
-    return str(new_run(arguments.recipe, arguments.data)) if arguments.recipe else ""
-
-
             f"a recipe is missing; known: {', '.join(recipes())}; or give the path of a .toml file"
         )
     if arguments.set:
