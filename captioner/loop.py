@@ -138,7 +138,7 @@ class Loop:
         before = float(self.state.seconds)
         title = f"{self.name} {epoch + 1}/{self.steps.phase.epochs}"
         with bar(self.batches.steps, "steps", title, self.quiet, done=done) as progress:
-            for step, figures in self._train_steps(epoch, done):
+            for step, figures in self.train_steps(epoch, done):
                 self._check(epoch, step, figures)
                 sums = sums.plus(figures)
                 seconds = before + time.monotonic() - started
@@ -158,7 +158,8 @@ class Loop:
 
         plot_history(self.run.history(), self.run.folder / "loss.png", select=self.run.config.train.select)
 
-    def _train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, Figures]]:
+    def train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, Figures]]:
+        """The steps of an epoch from `done` on, each with its figures; trains as it is asked for the next."""
         plan = self.batches.plan(epoch)
         for step, batch in enumerate(self.batches.epoch(epoch, skip=done), start=done):
             number = epoch * self.batches.steps + step

@@ -1,0 +1,65 @@
+"""Trainings that have only so many minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from captioner.budget import within
+from captioner.cli import main
+from captioner.config import Config, PhaseConfig
+
+RECIPE = Config(phases={"decoder": PhaseConfig(epochs=8), "finetune": PhaseConfig(epochs=6)})
+COSTS = {"decoder": 10.0, "finetune": 30.0}  # 260 seconds in all
+
+
+@pytest.mark.parametrize("seconds", [*range(5, 300, 5), 10_000])
+def test_what_is_left_of_a_recipe_fits_and_keeps_its_proportions(seconds: float) -> None:
+    phases = within(RECIPE, COSTS, seconds).phases
+    epochs = {name: phase.epochs for name, phase in phases.items()}
+    cost = sum(COSTS[name] * count for name, count in epochs.items())
+    assert epochs["decoder"] >= 1 and cost <= max(seconds, COSTS["decoder"])
+    assert ("finetune" in epochs) == (seconds >= 40)
+    if seconds >= 260:
+        assert epochs == {"decoder": 8, "finetune": 6}
+    elif "finetune" in epochs:
+        assert seconds - cost < 30  # no epoch of either kind more
+        # What is left over may be too little for the dear phase, and enough for 2 epochs of the cheap one.
+        assert abs(epochs["decoder"] / 8 - epochs["finetune"] / 6) <= 1 / 6 + 2 / 8
+
+
+def test_all_but_the_epochs_stays_as_it_was() -> None:
+    shortened = within(RECIPE, COSTS, 100)
+    assert shortened.phases["decoder"].learning_rate == RECIPE.phases["decoder"].learning_rate
+    assert within(RECIPE, COSTS, 260) == RECIPE
+
+
+@pytest.mark.parametrize(
+    ("minutes", "phases"), [("600", ["frozen", "both", "reward"]), ("0.001", ["frozen"])]
+)
+def test_finding_out_what_an_epoch_costs_leaves_no_trace(
+    minutes: str, phases: list[str], tmp_path: Path, tiny_recipe: Path, tiny_run: Path, scenes_folder: Path
+) -> None:
+    from captioner.checkpoints import Run
+
+    run = str(tmp_path / "run")
+    command = ["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", run, "--budget", minutes]
+    assert main(command) == 0
+    found, unhurried = Run.open(run), Run.open(tiny_run)
+    assert list(found.config.phases) == phases
+    if len(phases) == 1:
+        assert len(found.history()) == 1
+    else:
+        assert found.config == unhurried.config
+        ours, theirs = (opened.load_best()[0].weights_dict() for opened in (found, unhurried))
+        for name, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[name])
+
+
+@pytest.mark.parametrize("minutes", ["0", "-3", "soon", "nan"])
+def test_a_budget_is_a_number_of_minutes(minutes: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "sample", "--data", "x", "--run", "y", "--budget", minutes])
+    assert stopped.value.code == 2 and "minutes above 0" in capsys.readouterr().err
