@@ -68,7 +68,16 @@ def train(arguments: Namespace) -> int:
     load_tensorflow()
     from captioner.train import train as train_run
 
-    run = train_run(config, arguments.data, arguments.run, resume=arguments.resume, quiet=arguments.quiet)
+    if arguments.resume and arguments.budget:
+        raise ConfigError("--budget is for a training that begins; --resume goes on with what it planned")
+    run = train_run(
+        config,
+        arguments.data,
+        arguments.run,
+        resume=arguments.resume,
+        minutes=arguments.budget or 0,
+        quiet=arguments.quiet,
+    )
     best = run.best or {}
     print(f"{arguments.run}: {scores_line(best)} on dev, at its best ({epoch_name(best)})")
     print(f"  captioner caption PICTURE --run {arguments.run}")

@@ -13,12 +13,15 @@ import dataclasses
 import importlib.util
 import shutil
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from captioner.batches import CaptionTable, PictureSource, TrainingBatches
+from captioner.budget import within
 from captioner.checkpoints import Run
 from captioner.config import Config, PhaseConfig
 from captioner.datasets import Split, load_split
@@ -32,7 +35,7 @@ from captioner.losses import OBJECTIVES, load_loss
 from captioner.machine import precision
 from captioner.optimisers import Updater, load_optimizer, load_regularizer
 from captioner.predict import Captioner
-from captioner.progress import recording, say
+from captioner.progress import duration, recording, say
 from captioner.rewards import CaptionReward
 from captioner.signals import Interrupted, StopRequest, noting
 from captioner.steps import Steps, encoder_variables, trained_variables, use_cores_side_by_side
@@ -41,8 +44,19 @@ from captioner.vocabulary import END, Vocabulary
 __all__ = ["train"]
 
 
+PROBED = 8  # steps whose median tells what an epoch costs
+JUDGING = 1.2  # an epoch with its dev scores, to its steps alone: Flickr8k, 1.1 to 1.2
+
+
 def train(
-    config: Config, data: str | Path, folder: str | Path, *, resume: bool = False, quiet: bool = False
+    config: Config,
+    data: str | Path,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    minutes: float = 0,
+    quiet: bool = False,
+    kind: Callable[..., Training] | None = None,
 ) -> Run:
     """Train a captioner.
 
@@ -51,7 +65,9 @@ def train(
         data: folder of captioned pictures.
         folder: of the run; new, unless `resume`.
         resume: go on where a stopped training in `folder` was.
+        minutes: there are for all of it: epochs are left out where they are too few. 0: as many as it takes.
         quiet: no bars, no narration.
+        kind: what makes the `Training`, where it is a special one.
 
     Returns:
         the finished run; `Captioner.load(folder)` captions with its best weights.
@@ -59,6 +75,7 @@ def train(
     Raises:
         CaptionerError: bad data or configuration; a damaged run; an interruption, which says how to go on.
     """
+    started = time.monotonic()
     use_cores_side_by_side()
     _check_names(config)
     run = Run.open(folder) if resume else None
@@ -75,7 +92,10 @@ def train(
             for line in split.problems.lines():
                 say(line, quiet=quiet)
         try:
-            Training(run, splits, encoder, quiet=quiet).run_all()
+            training = (kind or Training)(run, splits, encoder, quiet=quiet)
+            if minutes:
+                training.shorten(60 * minutes, since=started)
+            training.run_all()
         except KeyboardInterrupt:  # while features are extracted, or impatiently
             raise Interrupted(run.folder, signal.SIGINT) from None
     return run
@@ -92,7 +112,7 @@ class Training:
     """
 
     def __init__(self, run: Run, splits: dict[str, Split], encoder: Encoder, *, quiet: bool) -> None:
-        self.run, self.config, self.quiet = run, run.config, quiet
+        self.run, self.quiet = run, quiet
         self.records = {name: list(split.records) for name, split in splits.items()}
         limit = self.config.train.dev_pictures
         self.records["dev"] = self.records["dev"][: limit or None]
@@ -107,6 +127,41 @@ class Training:
         self.decoder.start_from_frequencies(_word_counts(_captions(splits["train"]), run.vocabulary))
         self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
         self.extracted: dict[str, FeatureStore] = {}
+
+    @property
+    def config(self) -> Config:
+        """That of the run."""
+        return self.run.config
+
+    def shorten(self, seconds: float, *, since: float) -> None:
+        """Leave out the epochs for which there is no time, told by a few steps of each phase.
+
+        Args:
+            seconds: there are for everything.
+            since: `time.monotonic()` when they began.
+        """
+        costs = {}
+        for number, name in enumerate(self.config.phases):
+            costs[name] = self._epoch_seconds(number, name)
+        spent = time.monotonic() - since
+        config = within(self.config, costs, seconds - spent)
+        self.run.replace_config(config)
+        for name, cost in costs.items():
+            epochs = config.phases[name].epochs if name in config.phases else 0
+            say(f"phase {name}: {epochs} epochs of about {duration(cost)} each", quiet=self.quiet)
+
+    def _epoch_seconds(self, number: int, name: str) -> float:
+        """What an epoch takes here; weights and run folder stay as they are."""
+        decoder, encoder = self.decoder.weights_dict(), self.encoder.weights_dict()
+        loop = self._loop(number, name)
+        times = [time.monotonic()]
+        for _ in loop.train_steps(0, 0):
+            times.append(time.monotonic())
+            if len(times) > PROBED + 3:  # the first ones are compiled, or read ahead
+                break
+        self.decoder.load_weights_dict(decoder)
+        self.encoder.load_weights_dict(encoder)
+        return JUDGING * loop.batches.steps * float(np.median(np.diff(times)))
 
     def run_all(self) -> None:
         """All phases that are not finished yet."""
@@ -126,6 +181,20 @@ class Training:
         # Also when going on: features of a frozen encoder are needed before its checkpoint is read.
         if self.run.best is not None and (number or not self._has_begun(name)):
             self._take_best(phase)
+        loop = self._loop(number, name)
+        self.begin(loop)
+        with noting(stop):
+            loop.run_epochs(stop)
+
+    def begin(self, loop: Loop) -> None:
+        """Goes back to where the phase was stopped, if it was."""
+        if loop.latest.restore() is None:
+            loop.state.best.assign((self.run.best or {}).get("selected", float("-inf")))
+            loop.latest.save()
+
+    def _loop(self, number: int, name: str) -> Loop:
+        """All that a phase needs, at its beginning."""
+        phase = self.config.phases[name]
         sources = self._sources(phase)
         tables = {split: self._table(split, source) for split, source in sources.items()}
         seed = self.config.seed * 100 + number
@@ -139,11 +208,8 @@ class Training:
             {"decoder": self.decoder, "encoder": self.encoder.model, "updater": updater, "state": state},
             self.config.train.max_to_keep,
         )
-        if latest.restore() is None:
-            state.best.assign((self.run.best or {}).get("selected", float("-inf")))
-            latest.save()
         references = {record.id: record.captions for record in self.records["dev"]}
-        loop = Loop(
+        return Loop(
             self.run,
             name,
             batches,
@@ -154,8 +220,6 @@ class Training:
             CaptionReward(tables["train"].captions) if phase.objective == "reward" else None,
             self.quiet,
         )
-        with noting(stop):
-            loop.run_epochs(stop)
 
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:
         """Features of frozen encoders come from the cache, everything else from the pictures."""

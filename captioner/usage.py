@@ -106,6 +106,12 @@ def _train_arguments(add: Any) -> None:
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
     add("--run", metavar="DIR", help="folder for all the training leaves behind (a new runs/DATA-RECIPE)")
     add("--resume", action="store_true", help="go on where a stopped training in DIR was")
+    add(
+        "--budget",
+        type=number(0, 1e6, "a number of minutes above 0"),
+        metavar="MINUTES",
+        help="leave out as many epochs as must be for the training to take no longer",
+    )
     _set_argument(add)
     _quiet_argument(add)
 
@@ -269,12 +275,12 @@ COMMANDS = {
         exporting.EXAMPLES,
         lambda add: exporting.add_arguments(add, whole),
     ),
+    "doctor": Command(doctor.SUMMARY, doctor.MORE, doctor.EXAMPLES, doctor.add_arguments),
+    "completion": Command(completion.SUMMARY, completion.MORE, completion.EXAMPLES, completion.add_arguments),
     "serve": Command(
         serving.SUMMARY,
         serving.MORE,
         serving.EXAMPLES,
         lambda add: serving.add_arguments(add, whole),
     ),
-    "doctor": Command(doctor.SUMMARY, doctor.MORE, doctor.EXAMPLES, doctor.add_arguments),
-    "completion": Command(completion.SUMMARY, completion.MORE, completion.EXAMPLES, completion.add_arguments),
 }
