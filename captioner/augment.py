@@ -33,21 +33,26 @@ def can_be_mirrored(captions: Iterable[str]) -> bool:
     return not any(word in SIDE_WORDS for caption in captions for word in words_of(caption))
 
 
-def augment(pixels: Tensor, mirrored: Tensor, seed: Tensor) -> Tensor:
+def augment(
+    pixels: Tensor, mirrored: Tensor, seed: Tensor, share: tuple[Any, int, int] | None = None
+) -> Tensor:
     """A random crop back at full size, a mirror image half of the time, other light and colour.
 
     Args:
         pixels: (B, H, W, 3) uint8 or float, 0..255.
         mirrored: (B,) bool, pictures that may be mirrored.
         seed: (2,) int32.
+        share: (n, i, of): these are each `of`-th picture of n, from the i-th on; None: they are all.
 
     Returns:
         (B, H, W, 3) float32, 0..255.
     """
     B, H, W = (tf.shape(pixels)[i] for i in range(3))
+    all_of_them, first, each = share or (B, 0, 1)
 
     def uniform(place: int, low: float, high: float) -> Tensor:
-        return tf.random.stateless_uniform([B], seed + [0, place], low, high)
+        drawn = tf.random.stateless_uniform([all_of_them], seed + [0, place], low, high)
+        return drawn[first::each][:B]
 
     area, aspect = uniform(1, *AREA), tf.exp(uniform(2, -1.0, 1.0) * tf.math.log(ASPECT))
     height = tf.minimum(tf.sqrt(area * aspect), 1.0)

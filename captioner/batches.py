@@ -120,7 +120,8 @@ class TrainingBatches:
         source: features or pixels of the same pictures.
         phase: batch size, captions a picture, augmentation.
         seed: of the order.
-        shard: (i, n): the i-th of n equal parts of every batch.
+        shard: (i, n): of every batch each n-th picture, from the i-th on. What is drawn at random is drawn
+            for the whole batch, so that the n parts together are the batch of one worker.
     """
 
     def __init__(
@@ -138,14 +139,21 @@ class TrainingBatches:
 
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Which pictures (rows of the table) make each batch of an epoch, longest caption first."""
+        return [pictures[self._mine(len(pictures))] for pictures in self._whole_plan(epoch)]
+
+    def _mine(self, pictures: int) -> slice:
+        """Which rows of a batch are of this shard; the first where there are fewer rows than shards."""
+        part, parts = self.shard
+        return slice(part, None, parts) if part < pictures else slice(1)
+
+    def _whole_plan(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 1])
         B = self.phase.pictures_per_batch
         order = rng.permutation(len(self.table.ids))
         windows = [order[i : i + B * WINDOW] for i in range(0, len(order), B * WINDOW)]
         order = np.concatenate([w[np.argsort(-self.table.longest[w], kind="stable")] for w in windows])
         batches = [order[i : i + B] for i in range(0, len(order), B)]
-        part, parts = self.shard
-        return [batches[i][part::parts] for i in rng.permutation(len(batches))]
+        return [batches[i] for i in rng.permutation(len(batches))]
 
     def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
         """The batches of one epoch, from batch `skip` on.
@@ -163,7 +171,8 @@ class TrainingBatches:
 
     def dataset(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
         """The same as a `tf.data.Dataset`."""
-        plan = self.plan(epoch)
+        plan = self._whole_plan(epoch)
+        sizes = [len(pictures) for pictures in plan]
         spec = self._spec(plan[0])
         seed = (self.seed * 7919 + epoch) % 2**31
 
@@ -181,7 +190,8 @@ class TrainingBatches:
             ]
             features, words_in, words_out, weights, mirrored = parts
             if self.phase.augment:
-                features = augment(features, mirrored, tf.stack([seed, tf.cast(step, tf.int32)]))
+                drawn = tf.stack([seed, tf.cast(step, tf.int32)])
+                features = augment(features, mirrored, drawn, (tf.gather(sizes, step), *self.shard))
             return (features, words_in), words_out, weights
 
         steps = tf.data.Dataset.range(skip, len(plan))
@@ -194,6 +204,10 @@ class TrainingBatches:
             np.sort(rng.permutation(n)[:limit]) if limit and n > limit else np.arange(n) for n in counts
         ]
         words_in, words_out, weights = self.table.arrays(pictures, chosen)
+        if self.shard != (0, 1):
+            mine, spare = self._mine(len(counts)), self.shard[0] >= len(counts)
+            pictures, words_in, words_out = pictures[mine], words_in[mine], words_out[mine]
+            weights = np.zeros_like(weights[mine]) if spare else weights[mine]  # a spare one has no weight
         names = [self.table.ids[p] for p in pictures]
         features = self.source.read(names)
         failures = getattr(self.source, "failures", ())

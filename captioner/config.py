@@ -80,6 +80,7 @@ class TrainConfig:
     dev_pictures: int = 0  # dev pictures captioned after each epoch; 0: all
     save_minutes: float = 5.0  # at least this often within an epoch (and after each epoch)
     max_to_keep: int = 2  # resumable checkpoints kept
+    parts: int = 0  # a batch is computed in so many parts, each with dropout of its own; 0: one a core
     tensorboard: bool = False  # also write TensorBoard summaries (extra: captioner[tensorboard])
 
 
@@ -257,17 +258,10 @@ _CHOICES = {
 }
 _PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
 _SHARES = ("dropout", "grid_dropout", "label_smoothing", "average")
-_POSITIVE = (
-    "units",
-    "embedding",
-    "heads",
-    "beam",
-    "max_words",
-    "epochs",
-    "pictures_per_batch",
-    "max_to_keep",
-    "samples",
-)
+_POSITIVE = "units embedding heads beam max_words epochs pictures_per_batch max_to_keep samples".split()
+# Beyond these is a slip of the finger, and more memory than there is.
+_MOST = {"units": 16384, "embedding": 16384, "size": 2048, "pictures_per_batch": 10000, "samples": 100}
+_MOST |= {"beam": 100, "max_words": 1000}
 
 
 def _validate(config: Config, source: str) -> None:
@@ -299,6 +293,8 @@ def _validate(config: Config, source: str) -> None:
 def _check_number(name: str, key: str, value: float) -> None:
     if key in _POSITIVE and value < 1:
         raise ConfigError(f"{name} = {value}: expected 1 or more")
+    if value > _MOST.get(key, math.inf):
+        raise ConfigError(f"{name} = {value}: expected {_MOST[key]} at most")
     if key in _SHARES and not 0 <= value < 1:
         raise ConfigError(f"{name} = {value}: expected a share from 0 to below 1")
     if not 0 <= value < math.inf:

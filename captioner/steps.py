@@ -7,6 +7,7 @@ reward. Randomness comes from (seed, step) alone.
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,7 +57,7 @@ class Steps:
     ) -> None:
         self.config, self.phase = config, phase
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
-        self._cores = cores()
+        self._towers = config.train.parts or cores()
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
         # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
@@ -96,29 +97,44 @@ class Steps:
         It is traced for batches of every size at once: a graph of the first batch's own sizes could round
         otherwise, and a resumed training begins with another batch.
         """
-        towers = min(self._cores, batch[0].shape[0])
+        towers = min(self._towers, batch[0].shape[0])
         if (graph, towers) not in self._graphs:
             inputs, *captions = tf.nest.map_structure(_any_size, (*batch, *rest))
             inputs = tf.TensorSpec([None, *batch[0].shape[1:]], batch[0].dtype)
             signature = [(inputs, *captions[: len(batch) - 1]), *captions[len(batch) - 1 :]]
-            self._graphs[graph, towers] = tf.function(
-                lambda *parts: graph(towers, *parts), input_signature=signature, autograph=False
-            )
+            compiled = tf.function(self._bound(graph, towers), input_signature=signature, autograph=False)
+            self._graphs[graph, towers] = compiled
         return self._graphs[graph, towers](batch, *rest)
+
+    # What is different where several workers train together, see `replicas`.
+
+    def _bound(self, graph: Any, towers: int) -> Any:
+        return partial(graph, towers)
+
+    def _place(self, tower: int) -> int:
+        """The number of a tower among those of all workers."""
+        return tower
+
+    def _everywhere(self, total: Tensor) -> Tensor:
+        """The sum over all workers."""
+        return total
+
+    def _follow(self, gradients: list[Tensor], sums: tuple[Tensor, ...]) -> Any:
+        self.updater.apply(gradients)
+        return sums
 
     def _train_graph(self, towers: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
         variables = [v.value for v in self.updater.variables_trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             losses = [
-                self._tower_loss(part, seed + [0, number * 104_729])
+                self._tower_loss(part, seed + [0, self._place(number) * 104_729])
                 for number, part in enumerate(_parts(towers, batch))
             ]
-            words = tf.add_n([loss.words for loss in losses])
+            words = self._everywhere(tf.add_n([loss.words for loss in losses]))
             total = tf.add_n([loss.objective * loss.words for loss in losses])
             objective = tf.math.divide_no_nan(total, words) + self._penalty()
-        self.updater.apply(tape.gradient(objective, variables))
-        return _sums(losses)
+        return self._follow(tape.gradient(objective, variables), _sums(losses))
 
     def _tower_loss(self, part: Any, seed: Tensor) -> Any:
         """The loss of a part of the batch."""
@@ -141,7 +157,7 @@ class Steps:
                 pictures=tf.shape(cells)[0],
                 samples=self.phase.samples,
                 options=options,
-                seed=(seed[0] * 1_000_003 + seed[1]) * towers + number,
+                seed=(seed[0] * 1_000_003 + seed[1]) * self._towers + self._place(number),
             )
             parts.append((cells, found.words, found.lengths))
         B = tf.shape(batch[0])[0]
@@ -153,12 +169,12 @@ class Steps:
     ) -> Any:
         variables = [v.value for v in self.updater.variables_trained]
         mixed = self.phase.cross_entropy
-        losses, total = [], tf.reduce_sum(tf.cast(batch[2] > 0, tf.float32))
+        losses, total = [], self._everywhere(tf.reduce_sum(tf.cast(batch[2] > 0, tf.float32)))
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
             objective = self._penalty()
             for number, part in enumerate(_parts(towers, (*batch, *references))):
-                own = seed + [0, number * 104_729]
+                own = seed + [0, self._place(number) * 104_729]
                 cells = self._cells(part[0], own)
                 packed = self.decoder.packed_logits(
                     (cells, part[1]), part[2], part[3], self._dropout_seed(own)
@@ -170,13 +186,11 @@ class Steps:
                     )
                     losses.append(caption_loss(packed, self.phase))
             if mixed:
-                count = tf.add_n([loss.words for loss in losses])
+                count = self._everywhere(tf.add_n([loss.words for loss in losses]))
                 both = tf.add_n([loss.objective * loss.words for loss in losses])
                 objective += mixed * tf.math.divide_no_nan(both, count)
-        self.updater.apply(tape.gradient(objective, variables))
-        if not mixed:
-            return tf.constant(0.0), tf.constant(0.0), tf.constant(0.0)
-        return _sums(losses)
+        sums = _sums(losses) if mixed else (tf.constant(0.0),) * 3
+        return self._follow(tape.gradient(objective, variables), sums)
 
     def _dev_graph(self, towers: int, batch: tuple[Tensor, ...]) -> Any:
         losses = []

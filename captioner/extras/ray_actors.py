@@ -27,7 +27,7 @@ def read_block(row: Mapping[str, Any]) -> dict[str, Any]:
     size = (int(row["size"][0]), int(row["size"][1]))
     with ThreadPoolExecutor(max(1, _own_cores())) as threads:
         found = list(threads.map(lambda path: read_picture(Path(path), size), row["paths"]))
-    good = [picture.pixels for picture in found if isinstance(picture, Picture)]
+    good = [np.asarray(picture.pixels) for picture in found if isinstance(picture, Picture)]
     return {
         "number": row["number"],
         "ids": row["ids"],

@@ -1,0 +1,265 @@
+"""Training on several GPUs, or on several machines, as if it were one: the same batches, the same losses.
+
+In: what `train.train` takes, and the workers that $TF_CONFIG names (or the GPUs that are here). Out: the same
+run folder, written by the first worker alone; the others need the pictures, and nothing else of it.
+
+Each batch is cut into `train.parts` parts, dealt to the workers. A worker adds up the gradients of its own,
+divided by the real words of the whole batch; tf.distribute adds up those of all, and every worker takes the
+same step with its own copy of the weights. What a part drops out or draws at random depends on its number
+alone: so any number of workers gives the losses of one, but for rounding, and may go on where another number
+stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from captioner import train as alone
+from captioner.checkpoints import Run
+from captioner.config import Config, PhaseConfig
+from captioner.errors import CaptionerError, ConfigError
+from captioner.features import FeatureStore, extract, extract_part
+from captioner.loop import Loop
+from captioner.machine import cores
+from captioner.parts import Part
+from captioner.progress import say
+from captioner.signals import Interrupted, StopRequest
+from captioner.steps import Figures, Steps, use_cores_side_by_side
+from captioner.teams import Team, add_up, worker_of_all
+
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
+
+
+def train(
+    config: Config,
+    data: str | Path,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    minutes: float = 0,
+    quiet: bool = False,
+) -> Run | None:
+    """`train.train`, with everybody who takes part.
+
+    Returns:
+        the finished run; None at all workers but the first.
+
+    Raises:
+        CaptionerError: as `train.train`; also when another worker is lost, or cannot be reached.
+    """
+    workers = worker_of_all()
+    gpus = tf.config.list_logical_devices("GPU") if workers[1] == 1 else []
+    settings: dict[str, Any] = {"resume": resume, "minutes": minutes, "quiet": quiet}
+    if workers[1] == 1 and len(gpus) < 2:
+        return alone.train(config, data, folder, **settings)
+    if minutes:
+        raise ConfigError("--budget is for one worker: set the epochs of the phases instead")
+    use_cores_side_by_side()
+    team = Team(*workers, gpus=[gpu.name for gpu in gpus])
+    say(f"worker {team.number + 1} of {team.workers}, {team.count} devices in all", quiet=quiet)
+    with ExitStack() as stack:
+        own = Path(folder)
+        if not team.first:  # what the others would write is of no use
+            own = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="captioner-"))) / "run"
+            settings |= {"resume": False, "quiet": True}
+        try:
+            run = alone.train(config, data, own, **settings, kind=partial(TeamTraining, team))
+        except Interrupted as stop:
+            raise Interrupted(Path(folder), stop.exit_code - 128) from None
+        except _LOST as error:
+            raise CaptionerError(
+                f"worker {team.number + 1}: another worker is gone or cannot be reached "
+                f"({error.message.splitlines()[0]}); start all of them again with --resume"
+            ) from error
+        team.meet()
+    return run if team.first else None
+
+
+class TeamSteps(Steps):
+    """`Steps` of which each worker computes its share; see `Steps` for the arguments."""
+
+    def __init__(
+        self, config: Config, phase: PhaseConfig, networks: tuple[Any, Any], updater: Any, team: Team
+    ) -> None:
+        super().__init__(config, phase, *networks, updater)
+        self.team = team
+        all_parts = _parts(config, team)
+        self._towers = all_parts // team.workers
+        self._device = 0  # whose graph is being made
+        self._all_towers = all_parts
+
+    def _bound(self, graph: Any, towers: int) -> Any:
+        if graph == self._dev_graph:  # the first worker judges by itself
+            return partial(graph, towers)
+        local = self.team.local
+        on_each = max(1, towers // local)
+
+        def everywhere(batch: tuple[Any, ...], *rest: Any) -> Any:
+            def here(device: int) -> Any:
+                self._device = device
+                deal = partial(tf.nest.map_structure, lambda x: x[device::local])
+                more = [deal(x) if isinstance(x, tuple) else x for x in rest]
+                return graph(on_each, deal(batch), *more)
+
+            found = self.team.run(here)
+            if graph == self._sample_graph:
+                return _interleave(found)
+            gradients, sums = found[0]
+            self.updater.apply(gradients)
+            return sums
+
+        return everywhere
+
+    def _run(self, graph: Any, batch: tuple[Any, ...], *rest: Any) -> Any:
+        short = self.team.local - batch[0].shape[0]
+        if short > 0 and graph != self._dev_graph:  # no device may be without a picture
+            fill = partial(tf.nest.map_structure, lambda x: _filled(x, short))
+            more = [fill(x) if isinstance(x, tuple) else x for x in rest]
+            found = super()._run(graph, fill(batch), *more)
+            return tuple(x[:-short] for x in found) if graph == self._sample_graph else found
+        return super()._run(graph, batch, *rest)
+
+    def _place(self, tower: int) -> int:
+        return self.team.number + self.team.workers * (self._device + self.team.local * tower)
+
+    def _everywhere(self, total: Any) -> Any:
+        return add_up(total)
+
+    def _follow(self, gradients: list[Any], sums: tuple[Any, ...]) -> Any:
+        moving = self._moving_averages()
+        together = add_up([tf.convert_to_tensor(x) for x in (*gradients, *sums, *moving)])
+        n, m = len(gradients), len(gradients) + len(sums)
+        for variable, total in zip(moving, together[m:], strict=True):
+            variable.assign(total / self.team.count)
+        return together[:n], tuple(together[n:m])
+
+    def _moving_averages(self) -> list[Any]:
+        """Of batch normalisation, where it is learnt: those of the workers are averaged."""
+        if not self._cnn_training or self.team.workers == 1:
+            return []
+        model = self.encoder.model
+        return [v.value for v in model.non_trainable_weights if "moving" in v.path]
+
+    def _penalty(self) -> Any:
+        return super()._penalty() / self.team.count
+
+
+class TeamLoop(Loop):
+    """`Loop` of a worker: all stop at the same step; the first one judges."""
+
+    team: Team
+
+    @classmethod
+    def of(cls, loop: Loop, team: Team) -> TeamLoop:
+        """Of one that was made for a worker alone."""
+        made = cls(*(getattr(loop, field.name) for field in dataclasses.fields(Loop)))
+        made.team = team
+        old = loop.steps
+        made.steps = TeamSteps(old.config, old.phase, (old.decoder, old.encoder), old.updater, team)
+        made.batches.shard = (team.number, team.workers)
+        return made
+
+    def run_epochs(self, stop: StopRequest) -> None:
+        """As `Loop.run_epochs`; a request to stop counts when all know of it."""
+        self._asked, self._agreed = stop, StopRequest()
+        super().run_epochs(self._agreed)
+
+    def train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, Figures]]:
+        """As `Loop.train_steps`, with the figures of all workers."""
+        for step, figures in super().train_steps(epoch, done):
+            if self.team.workers == 1:
+                self._agreed.requested = self._asked.requested
+                yield step, figures
+                continue
+            own = np.zeros((self.team.workers, 4))
+            own[self.team.number] = *figures[3:], self._asked.requested or 0
+            everyone = self.team.sum(own)
+            self._agreed.requested = int(everyone[:, 3].max())
+            captions, reward, samples, _ = everyone.sum(0)
+            yield step, figures._replace(captions=captions, reward=reward, samples=samples)
+
+    def _judge(self, epoch: int, sums: Figures, seconds: float) -> None:
+        if self.team.first:
+            super()._judge(epoch, sums, seconds)
+        else:
+            self.run.append_history({"phase": self.name, "epoch": epoch + 1})
+        if self.team.workers > 1:
+            best, best_epoch = self.team.from_first([float(self.state.best), float(self.state.best_epoch)])
+            self.state.best.assign(best)
+            self.state.best_epoch.assign(int(best_epoch))
+
+
+class TeamTraining(alone.Training):
+    """`Training` of a worker; what it goes on from is the first worker's."""
+
+    def __init__(self, team: Team, *everything: Any, **more: Any) -> None:
+        self.team = team
+        super().__init__(*everything, **more)
+        parts = _parts(self.config, team)
+        if team.first:
+            say(f"each batch in {parts} parts on {team.count} devices", quiet=self.quiet)
+
+    def train_phase(self, number: int, name: str, stop: StopRequest) -> None:
+        """As `Training.train_phase`."""
+        if self.team.first and self.run.best is not None and (number or not super()._has_begun(name)):
+            self._take_best(self.config.phases[name])
+        self.team.share(tf.train.Checkpoint(decoder=self.decoder, encoder=self.encoder.model))
+        loop = TeamLoop.of(self._loop(number, name), self.team)
+        if self.team.first:
+            self.begin(loop)
+        self.team.share(loop.latest.checkpoint)
+        with alone.noting(stop):
+            loop.run_epochs(stop)
+
+    def _has_begun(self, phase: str) -> bool:
+        return bool(self.team.from_first([super()._has_begun(phase)])[0])
+
+    def _store(self) -> FeatureStore:
+        """Each extracts a part; the first takes them in; those who have other disks do the rest."""
+        key = self.encoder.digest
+        if key not in self.extracted and self.team.workers > 1:
+            everyone = self.records["train"] + self.records["dev"]
+            part = Part(self.team.number + 1, self.team.workers)
+            extract_part(everyone, self.encoder, part, quiet=self.quiet)
+            for turn in range(self.team.workers):
+                self.team.meet()
+                if turn == self.team.number:
+                    extract(everyone, self.encoder, quiet=True)
+            self.team.meet()
+        return super()._store()
+
+
+def _parts(config: Config, team: Team) -> int:
+    """In how many parts each batch is computed."""
+    on_cpu = not tf.config.list_logical_devices("GPU")
+    fewest = -int(team.sum(np.eye(team.workers)[team.number] * -cores()).max()) if on_cpu else 1
+    parts = config.train.parts or team.count * max(1, fewest // team.local)
+    if parts % team.count:
+        raise ConfigError(
+            f"train.parts = {parts}: cannot be dealt to {team.count} devices; expected a multiple of that"
+        )
+    return parts
+
+
+def _interleave(found: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What each device made of every so-many-th picture, in the pictures' order."""
+    if len(found) == 1:
+        return tuple(found[0])
+    count = sum(tf.shape(part[0])[0] for part in found)
+    order = tf.argsort(tf.concat([tf.range(at, count, len(found)) for at in range(len(found))], 0))
+    return tuple(tf.gather(tf.concat(parts, 0), order) for parts in zip(*found, strict=True))
+
+
+def _filled(x: Any, short: int) -> Any:
+    """So many more pictures, without words."""
+    x = tf.convert_to_tensor(x)
+    return tf.concat([x, tf.zeros([short, *x.shape[1:]], x.dtype)], 0)
