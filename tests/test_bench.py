@@ -54,6 +54,12 @@ def test_decoding() -> None:
     assert line["images_per_second_beam"] > 0 and line["images_per_second_files"] > 0
 
 
+def test_start(tiny_run: Path) -> None:
+    _, line = run("bench_start.py", "--run", str(tiny_run))
+    check(line)
+    assert line["seconds"] == line["figure"] and line["caption"]
+
+
 @pytest.mark.slow
 def test_features() -> None:
     _, line = run("bench_features.py")
