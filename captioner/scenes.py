@@ -238,8 +238,9 @@ def _ink(picture: Image.Image, outline: Points, colour: str, size: int) -> None:
     """Rim, then the face with light from above, both smooth at their edges."""
     top, bottom, rim = _INK[colour]
     rim_mask = _mask(outline, size)
-    # The rim is what a minimum filter takes away: about one pixel of 96, evenly all around.
-    face_mask = ImageChops.darker(rim_mask, rim_mask.filter(ImageFilter.MinFilter(3)))
+    # The rim is what a minimum filter takes away: about one pixel of 96, evenly all around, at any size.
+    rim_filter = ImageFilter.MinFilter(2 * max(1, round(size / 96)) + 1)
+    face_mask = ImageChops.darker(rim_mask, rim_mask.filter(rim_filter))
     picture.paste(rim, mask=rim_mask)
     heights = [y for _, y in outline]
     first, last = int(size * min(heights)), max(int(size * max(heights)), int(size * min(heights)) + 1)

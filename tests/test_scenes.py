@@ -181,3 +181,11 @@ def test_wrong_use_is_told(tmp_path: Path) -> None:
         draw_dataset(tmp_path, pictures=12)
     with pytest.raises(DataError, match="a file"):
         draw_dataset(tmp_path / "thesis.txt", pictures=12)
+
+
+def test_a_large_drawing_is_the_small_one_with_more_detail() -> None:
+    """A model that learnt from small drawings knows large ones, too: they have the same dark rims."""
+    for (scene, small), (_, large) in zip(scenes("test", 8, seed=5), scenes("test", 8, seed=5), strict=True):
+        fine = draw(scene, large, size=480).resize((96, 96), Image.Resampling.BOX)
+        apart = np.abs(np.asarray(draw(scene, small), float) - np.asarray(fine, float))
+        assert np.percentile(apart.max(-1), 99) < 40
