@@ -134,10 +134,18 @@ def captions_to_records(captions: Iterable[Caption]) -> list[dict[str, Any]]:
     ]
 
 
-_ONE_OR_MORE = (lambda value: value >= 1), "1 or more"
+MOST_BEAM, MOST_WORDS = 100, 1000  # no caption gains by more, and memory ends somewhere
+
+
+def _up_to(most: int) -> tuple[Callable[[Any], bool], str]:
+    return (lambda value: 1 <= value <= most), f"1 to {most}"
+
+
 _ZERO_OR_MORE = (lambda value: value >= 0), "0 or more"
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(("beam", "n_best", "max_words", "batch_size"), _ONE_OR_MORE),
+    **dict.fromkeys(("beam", "n_best"), _up_to(MOST_BEAM)),
+    "max_words": _up_to(MOST_WORDS),
+    "batch_size": _up_to(10_000),
     **dict.fromkeys(("length_normalisation", "no_repeat", "top_k"), _ZERO_OR_MORE),
     "seed": ((lambda value: 0 <= value < 2**63), "a whole number from 0 to 2**63 - 1"),
     "temperature": ((lambda value: 0 < value < math.inf), "a number above 0"),

@@ -16,6 +16,11 @@ from captioner.errors import CaptionerError
 from captioner.usage import build_parser, parse
 from captioner.voice import detail, speak, styled, verbose
 
+NO_MEMORY = (
+    "not enough memory; fewer pictures at a time (--batch-size, phases.NAME.pictures_per_batch), a smaller "
+    "network (decoder.units) or a narrower beam need less, and what was saved is whole"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and gives its exit code; every error that a user can mend is one sentence on stderr."""
@@ -41,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone (`| head`); Python would complain once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except Exception as error:
+        # TensorFlow's by name: it may not be loaded.
+        if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
+            raise
+        print(f"{styled('error:', 'red', sys.stderr)} {NO_MEMORY}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

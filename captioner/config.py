@@ -258,7 +258,10 @@ _CHOICES = {
 }
 _PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
 _SHARES = ("dropout", "grid_dropout", "label_smoothing", "average")
-_POSITIVE = "units embedding heads beam max_words epochs pictures_per_batch max_to_keep samples".split()
+_POSITIVE = (
+    *("units", "embedding", "heads", "beam", "max_words"),
+    *("epochs", "pictures_per_batch", "max_to_keep", "samples"),
+)
 # Beyond these is a slip of the finger, and more memory than there is.
 _MOST = {"units": 16384, "embedding": 16384, "size": 2048, "pictures_per_batch": 10000, "samples": 100}
 _MOST |= {"beam": 100, "max_words": 1000}

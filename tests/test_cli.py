@@ -131,6 +131,19 @@ def test_ctrl_c_ends_with_a_sentence(
     assert err.startswith("stopped (Ctrl-C)") and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("kind", [MemoryError, type("ResourceExhaustedError", (Exception,), {})])
+def test_too_little_memory_ends_with_a_sentence(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fill_up(arguments: Any) -> int:
+        raise kind("Unable to allocate 8.00 TiB")
+
+    monkeypatch.setattr(commands, "data", fill_up)
+    assert main(["data", "."]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: not enough memory; fewer pictures at a time") and "Traceback" not in said
+
+
 def test_a_reader_that_goes_away_is_no_error(scenes_folder: Path) -> None:
     for arguments in (["data", str(scenes_folder)], ["caption", "--help"], []):
         command = [sys.executable, "-m", "captioner", *arguments]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner import cli, usage
+from captioner import cli, usage, welcome
 from captioner.config import load_config, recipes
 from captioner.metrics import METRICS
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MANUALS = {
     **{path.name: path.read_text(encoding="utf-8") for path in PAGES},
-    "captioner": cli.GREETING,
+    "captioner": welcome.FIRST + welcome.AGAIN.format(run="runs/scenes"),
     **{f"captioner {name} --help": command.examples for name, command in usage.COMMANDS.items()},
     **{f"recipe {name}": text.replace("# ", "") for name, text in recipes().items()},
 }

@@ -200,7 +200,9 @@ def test_the_search_is_traced_once_and_reads_the_present_weights(pictures: np.nd
     ("options", "message"),
     [
         ({"baem": 3}, 'unknown option "baem"; did you mean "beam"?'),
-        ({"beam": 0}, "beam 0: expected 1 or more"),
+        ({"beam": 0}, "beam 0: expected 1 to 100"),
+        ({"n_best": 100_000}, "n_best 100000: expected 1 to 100"),
+        ({"max_words": 10**9}, "max_words 1000000000: expected 1 to 1000"),
         ({"n_best": 0}, "n_best 0"),
         ({"temperature": 0.0}, "temperature 0.0: expected a number above 0"),
         ({"top_p": 1.5}, "top_p 1.5: expected a share"),
