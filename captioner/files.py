@@ -214,8 +214,9 @@ def _take(descriptor: int, folder: str | Path) -> None:
         ) from error
     except OSError:
         return  # a file system without locks (some network mounts): unguarded is better than not at all
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"pid {os.getpid()}\n".encode("ascii"))
+    with suppress(OSError):  # a full disk: the lock holds, only its holder's name is not told
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"pid {os.getpid()}\n".encode("ascii"))
 
 
 def _concerns(error: OSError, target: Path) -> bool:

@@ -71,10 +71,19 @@ def draw_dataset(
             for number, (scene, rng) in enumerate(scenes(split, count, seed=seed)):
                 name = f"{split}_{number:05d}.png"
                 rows.writerows((name, sentence, split) for sentence in describe(scene, language))
-                with storing(images / name):
-                    draw(scene, rng, size=size).save(images / name)
+                _save(draw(scene, rng, size=size), images / name)
                 progress.update(1)
     atomic_write(folder / CAPTIONS_FILE, table.getvalue())
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    """Whole or not at all; nobody waits for the disk, since `captions.csv` comes last and vouches for all."""
+    with storing(path):
+        try:
+            picture.save(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
 
 
 def scenes(split: str, count: int, *, seed: int = 0) -> Iterator[tuple[Scene, random.Random]]:

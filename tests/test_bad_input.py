@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY_NETWORKS
+from PIL import Image
 
 from captioner import files
 from captioner.checkpoints import Run
@@ -415,6 +416,20 @@ def test_the_disk_fills_up_while_saving(refused, recipe, scenes_folder, tmp_path
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         assert main([str(part) for part in (*train, "--resume")]) == 0
         assert len(Run.open(disk / "run").history()) == 1
+
+
+def test_the_disk_fills_up_while_drawing(refused, tmp_path):
+    disk = tmp_path / "disk"
+    with small_disk(disk, "size=300k"):
+        draw = ("sample", disk / "scenes", "--pictures", "200")
+        assert "the disk is full" in refused(*draw)
+        drawn = list((disk / "scenes" / "images").iterdir())
+        for path in drawn:
+            with Image.open(path) as whole:
+                whole.load()
+        assert 10 < len(drawn) < 200 and not (disk / "scenes" / "captions.csv").exists()
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert main([str(part) for part in draw]) == 0
 
 
 @contextmanager

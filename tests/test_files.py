@@ -159,6 +159,13 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path
         pass
 
 
+def test_a_folder_can_be_locked_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full_disk)
+        with files.lock(tmp_path), pytest.raises(RunError, match="in use"), files.lock(tmp_path):
+            pass
+
+
 def test_killed_at_any_moment_a_file_is_old_or_new(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"0" * 100_000)
