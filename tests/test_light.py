@@ -33,7 +33,7 @@ from captioner.vocabulary import END, Vocabulary
 
 WORDS = "a red blue circle square star is above below two three"
 CONFIG = Config(
-    encoder=EncoderConfig("small_cnn", weights="none", size=32),
+    encoder=EncoderConfig("small_cnn", weights="none", size=32, mirrored=True),
     decoder=DecoderConfig(units=16, embedding=8),
     decode=DecodeConfig(max_words=8),
 )
@@ -42,7 +42,7 @@ CONFIG = Config(
 def make_run(folder: Path, *, seed: int = 2) -> Run:
     """A finished run, untrained, but with strong opinions: what it says depends on the picture."""
     vocabulary = Vocabulary.build([WORDS])
-    encoder = load_encoder("small_cnn", weights="none", size=32)
+    encoder = load_encoder("small_cnn", weights="none", size=32, mirrored=True)
     decoder = CaptionDecoder(CONFIG.decoder, vocabulary_size=len(vocabulary), channels=encoder.channels)
     draw = np.random.default_rng(seed)
     for variable in decoder.variables:
@@ -220,7 +220,7 @@ def test_a_picture_alone_is_as_among_others(run: Path, pictures: np.ndarray, bea
 def test_features_that_are_known_need_no_cnn(run: Path, pictures: np.ndarray) -> None:
     captioner = LightCaptioner.load(run)
     features = captioner.encode(pictures[:3, :32, :32])
-    assert features.dtype == np.float16 and features.shape == (3, 4, 128)
+    assert features.dtype == np.float16 and features.shape == (3, 8, 128)  # 2 x 2, and mirrored
     found = captioner.caption_features(features)
     expected = captioner.caption(pictures[:3, :32, :32])
     assert [(one.text, one.score) for one in found] == [(one.text, one.score) for one in expected]
