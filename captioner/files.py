@@ -229,7 +229,8 @@ def _concerns(error: OSError, target: Path) -> bool:
 
 def _explain(error: OSError, path: str | Path) -> str:
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+    full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
+    if full or (error.errno is None and "requested and" in reason):  # NumPy: "9 requested and 4 written"
         return (
             f"{path}: cannot be written, the disk is full ({reason}); what was there before is untouched: "
             "make room and run again"
@@ -239,6 +240,7 @@ def _explain(error: OSError, path: str | Path) -> str:
         (errno.ENOTDIR, errno.EEXIST): "a part of this path is a file and not a folder: choose another path",
         (errno.EISDIR,): "it is a folder: give the name of a file",
         (errno.ENAMETOOLONG,): "choose a shorter name",
+        (errno.EFBIG,): "files may not become so large here: raise the limit (ulimit -f), or use another disk",
     }
     known = (text for codes, text in remedies.items() if error.errno in codes)
     remedy = next(known, "check the disk and the path")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -157,6 +158,19 @@ def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path
         holder.communicate()
     with files.lock(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("22528 requested and 10176 written"), "the disk is full (22528 requested"),
+        (OSError(errno.EFBIG, "File too large"), "raise the limit (ulimit -f)"),
+        (OSError(errno.EROFS, "Read-only file system"), "choose a folder you may write to"),
+    ],
+)
+def test_what_is_to_be_done_about_a_disk_is_said(error: OSError, told: str, tmp_path: Path) -> None:
+    with pytest.raises(CaptionerError, match=re.escape(told)), files.storing(tmp_path / "a"):
+        raise error
 
 
 def test_a_folder_can_be_locked_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
