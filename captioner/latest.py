@@ -67,7 +67,8 @@ class Latest:
             self._remove(number)
             if isinstance(error, CaptionerError):
                 raise
-            reason = getattr(error, "message", None) or str(error)
+            # TensorFlow's begins with names of its own: only "…; No space left on device" helps.
+            reason = (getattr(error, "message", None) or str(error)).split("; ")[-1].split(" [Op:")[0]
             raise CaptionerError(
                 f"{prefix}: cannot be written ({reason}); earlier checkpoints are untouched: "
                 "make room on the disk and go on with --resume"
