@@ -240,7 +240,7 @@ def _explain(error: OSError, path: str | Path) -> str:
         (errno.ENOTDIR, errno.EEXIST): "a part of this path is a file and not a folder: choose another path",
         (errno.EISDIR,): "it is a folder: give the name of a file",
         (errno.ENAMETOOLONG,): "choose a shorter name",
-        (errno.EFBIG,): "files may not become so large here: raise the limit (ulimit -f), or use another disk",
+        (errno.EFBIG,): "files may not be so large here: raise the limit (ulimit -f), or use another disk",
     }
     known = (text for codes, text in remedies.items() if error.errno in codes)
     remedy = next(known, "check the disk and the path")
