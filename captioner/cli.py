@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from captioner import completion
 from captioner.errors import CaptionerError
+from captioner.scaling import staging
 from captioner.usage import build_parser, parse
 from captioner.voice import detail, speak, styled, verbose
 
@@ -71,7 +72,8 @@ def _run(arguments: list[str]) -> int:
     from captioner import commands  # brings Pillow and NumPy: not for `--help`
 
     speak(quiet=parsed.quiet, verbose=parsed.verbose)
-    code: int = getattr(commands, parsed.command)(parsed)
+    with staging(parsed):
+        code: int = getattr(commands, parsed.command)(parsed)
     detail("done")
     return code
 

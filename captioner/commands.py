@@ -66,7 +66,7 @@ def train(arguments: Namespace) -> int:
     arguments.run = arguments.run or _run_folder(arguments)
     config = _training_config(arguments)
     load_tensorflow()
-    from captioner.train import train as train_run
+    from captioner.replicas import train as train_run
 
     if arguments.resume and arguments.budget:
         raise ConfigError("--budget is for a training that begins; --resume goes on with what it planned")
@@ -78,6 +78,8 @@ def train(arguments: Namespace) -> int:
         minutes=arguments.budget or 0,
         quiet=arguments.quiet,
     )
+    if run is None:  # one of several workers, and not the first
+        return 0
     best = run.best or {}
     print(f"{arguments.run}: {scores_line(best)} on dev, at its best ({epoch_name(best)})")
     print(f"  captioner caption PICTURE --run {arguments.run}")

@@ -13,7 +13,6 @@ batch size, machine or TensorFlow may change the last bits.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ from captioner.extraction import BATCH_SIZE, Extraction, shard_pictures
 from captioner.files import lock, remove_leftovers
 from captioner.parts import Part, part_number
 from captioner.progress import bar, say
-from captioner.shards import FORMAT, WORKERS, Location, ShardFolder, fingerprint
+from captioner.shards import FORMAT, WORKERS, Location, ShardFolder, cache_base, fingerprint
 
 
 class Failure(NamedTuple):
@@ -91,8 +90,7 @@ def cache_folder(encoder: Encoder) -> Path:
 
     Below $CAPTIONER_CACHE, or ~/.cache/captioner.
     """
-    base = os.environ.get("CAPTIONER_CACHE") or Path.home() / ".cache" / "captioner"
-    return Path(base) / f"{encoder.name.replace(':', '-')}-{fingerprint(_identity(encoder))[:16]}"
+    return cache_base() / f"{encoder.name.replace(':', '-')}-{fingerprint(_identity(encoder))[:16]}"
 
 
 def extract(

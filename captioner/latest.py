@@ -31,9 +31,6 @@ class Latest:
         trackables: name to object; models and optimisers already built, so that every value has its place.
         max_to_keep: complete checkpoints that stay.
 
-    Attributes:
-        checkpoint: a `tf.train.Checkpoint` of these objects.
-
     >>> import tempfile
     >>> step = tf.Variable(7)
     >>> latest = Latest(Path(tempfile.mkdtemp()), {"step": step})
@@ -43,7 +40,7 @@ class Latest:
 
     def __init__(self, folder: Path, trackables: Mapping[str, Any], max_to_keep: int = 2) -> None:
         self.folder, self.max_to_keep = folder, max_to_keep
-        self.checkpoint = tf.train.Checkpoint(**trackables)
+        self._checkpoint = tf.train.Checkpoint(**trackables)
         self._damaged: set[int] = set()
         with storing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -109,12 +106,12 @@ class Latest:
         except ValueError:  # damaged; nothing here is restored by it, and it is written anew with each save
             (self.folder / "checkpoint").unlink()
         return tf.train.CheckpointManager(
-            self.checkpoint, str(self.folder), max_to_keep=self.max_to_keep + 1, checkpoint_name="ckpt"
+            self._checkpoint, str(self.folder), max_to_keep=self.max_to_keep + 1, checkpoint_name="ckpt"
         )
 
     def _restore(self, prefix: Path) -> None:
         try:
-            status = self.checkpoint.restore(str(prefix))
+            status = self._checkpoint.restore(str(prefix))
             status.assert_existing_objects_matched().assert_consumed()
         except (AssertionError, ValueError) as error:
             raise RunError(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -47,8 +47,18 @@ def train(
     resume: bool = False,
     minutes: float = 0,
     quiet: bool = False,
+    devices: Sequence[str] = (),
 ) -> Run | None:
     """`train.train`, with everybody who takes part.
+
+    Args:
+        config: as in `train.train`; `train.parts` must be a multiple of the devices of all workers.
+        data: what every worker reaches.
+        folder: of the run; only the first worker writes there.
+        resume: as in `train.train`; what the first worker finds there counts.
+        minutes: only without others.
+        quiet: no bars, no narration.
+        devices: of this machine, where it is the only one, such as "GPU:0"; none: all its GPUs.
 
     Returns:
         the finished run; None at all workers but the first.
@@ -56,15 +66,17 @@ def train(
     Raises:
         CaptionerError: as `train.train`; also when another worker is lost, or cannot be reached.
     """
-    workers = worker_of_all()
-    gpus = tf.config.list_logical_devices("GPU") if workers[1] == 1 else []
+    number, workers = worker_of_all()
+    gpus = tf.config.list_physical_devices("GPU") if workers == 1 and not devices else []
     settings: dict[str, Any] = {"resume": resume, "minutes": minutes, "quiet": quiet}
-    if workers[1] == 1 and len(gpus) < 2:
+    if workers == 1 and len(gpus) < 2 and not devices:
         return alone.train(config, data, folder, **settings)
     if minutes:
         raise ConfigError("--budget is for one worker: set the epochs of the phases instead")
     use_cores_side_by_side()
-    team = Team(*workers, gpus=[gpu.name for gpu in gpus])
+    # Asking for devices starts TensorFlow, which must not be before it knows of several workers.
+    found = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if gpus else devices
+    team = Team(number, workers, found)
     say(f"worker {team.number + 1} of {team.workers}, {team.count} devices in all", quiet=quiet)
     with ExitStack() as stack:
         own = Path(folder)
@@ -212,11 +224,12 @@ class TeamTraining(alone.Training):
         """As `Training.train_phase`."""
         if self.team.first and self.run.best is not None and (number or not super()._has_begun(name)):
             self._take_best(self.config.phases[name])
-        self.team.share(tf.train.Checkpoint(decoder=self.decoder, encoder=self.encoder.model))
+        self.team.share(decoder=self.decoder, encoder=self.encoder.model)
         loop = TeamLoop.of(self._loop(number, name), self.team)
         if self.team.first:
             self.begin(loop)
-        self.team.share(loop.latest.checkpoint)
+        networks = {"decoder": self.decoder, "encoder": self.encoder.model}
+        self.team.share(**networks, updater=loop.steps.updater, state=loop.state)
         with alone.noting(stop):
             loop.run_epochs(stop)
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from captioner.errors import ConfigError, unknown_name
@@ -34,6 +36,29 @@ def add_arguments(add: Any) -> None:
     add("--shard", metavar="I/N", help="do the I-th of N parts; N such commands together do it all")
     add("--engine", metavar="E", help="what spreads the work over machines: ray")
     add("--address", metavar="A", help="with --engine: of the cluster (ray://…, auto; else one made here)")
+
+
+def is_url(text: Any) -> bool:
+    """Whether an argument names a place in an object store.
+
+    >>> is_url("s3://bucket/photos"), is_url("photos"), is_url("http://example.org")
+    (True, False, False)
+    """
+    return isinstance(text, str) and "://" in text and not text.startswith(("ray://", "http://", "https://"))
+
+
+@contextmanager
+def staging(arguments: Namespace) -> Iterator[None]:
+    """Within, URLs of object stores among the arguments are local folders."""
+    names = ("data", "root", "run", "cache", "out")
+    values = [getattr(arguments, name, None) for name in names] + list(getattr(arguments, "paths", ()))
+    if not any(map(is_url, values)):
+        yield
+        return
+    from captioner.extras.remote import staged
+
+    with staged(arguments):
+        yield
 
 
 def part_of(arguments: Namespace) -> Part:

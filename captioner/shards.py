@@ -268,6 +268,11 @@ class ShardFolder:
         return _seen_in(self._shards[number].path.with_suffix(".seen"))
 
 
+def cache_base() -> Path:
+    """Where what can be computed or fetched again is kept: $CAPTIONER_CACHE, or ~/.cache/captioner."""
+    return Path(os.environ.get("CAPTIONER_CACHE") or Path.home() / ".cache" / "captioner")
+
+
 def fingerprint(identity: Mapping[str, Any]) -> str:
     """Hex digest of what every row of a cache depends on."""
     return digest_bytes(json_text(dict(sorted(identity.items()))).encode("utf-8"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,16 +23,15 @@ class Team:
     Args:
         number: of this worker, from 0.
         workers: how many there are.
-        gpus: names of this machine's devices, where this worker is the only one; else it uses one device.
+        devices: names of this machine's, where this worker is the only one.
     """
 
-    def __init__(self, number: int, workers: int, *, gpus: list[str]) -> None:
+    def __init__(self, number: int, workers: int, devices: Sequence[str] = ()) -> None:
         self.number, self.workers, self.first = number, workers, number == 0
         if workers > 1:
-            options = tf.distribute.experimental.CommunicationOptions()
-            self._strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+            self._strategy = tf.distribute.MultiWorkerMirroredStrategy()
         else:
-            self._strategy = tf.distribute.MirroredStrategy(gpus)
+            self._strategy = tf.distribute.MirroredStrategy(list(devices))
         self.count: int = self._strategy.num_replicas_in_sync
         self.local = self.count // workers
         self._replicas = self._strategy.experimental_distribute_values_from_function(
@@ -65,12 +65,12 @@ class Team:
         if self.workers > 1:
             self.sum(np.zeros(1))
 
-    def share(self, module: Any) -> None:
-        """Gives all variables of a `tf.train.Checkpoint` the first worker's values."""
+    def share(self, **trackables: Any) -> None:
+        """Gives all variables of these objects the first worker's values."""
         if self.workers == 1:
             return
-        variables = [v for v in _variables(module) if v.dtype.is_floating or v.dtype.is_integer]
-        for variable in variables:
+        variables = _variables(tf.train.Checkpoint(**trackables))
+        for variable in (v for v in variables if v.dtype.is_floating or v.dtype.is_integer):
             wide = tf.cast(variable, tf.float64)  # holds every float32 and int32, and counts as they occur
             found = self.sum(wide if self.first else tf.zeros_like(wide))
             variable.assign(tf.cast(found, variable.dtype))
@@ -79,6 +79,7 @@ class Team:
 def add_up(values: Any) -> Any:
     """In `Team.run`: the sums over all devices of all workers."""
     context = tf.distribute.get_replica_context()
+    values = tf.nest.map_structure(tf.identity, values)  # on this device: that is where the sum will be
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
