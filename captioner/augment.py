@@ -49,10 +49,11 @@ def augment(
     """
     B, H, W = (tf.shape(pixels)[i] for i in range(3))
     all_of_them, first, each = share or (B, 0, 1)
+    mine = (first + each * tf.range(B)) % all_of_them  # one that is of no weight may be any
 
     def uniform(place: int, low: float, high: float) -> Tensor:
         drawn = tf.random.stateless_uniform([all_of_them], seed + [0, place], low, high)
-        return drawn[first::each][:B]
+        return drawn if share is None else tf.gather(drawn, mine)
 
     area, aspect = uniform(1, *AREA), tf.exp(uniform(2, -1.0, 1.0) * tf.math.log(ASPECT))
     height = tf.minimum(tf.sqrt(area * aspect), 1.0)
