@@ -69,6 +69,14 @@ def test_features() -> None:
 
 
 @pytest.mark.slow
+def test_later_phases() -> None:
+    _, line = run("bench_phases.py")
+    check(line)
+    assert line["finetune_share_of_cnn"] == pytest.approx(line["ratio"], rel=1e-2)
+    assert -1 < line["reward_costs_more"] < 10
+
+
+@pytest.mark.slow
 def test_growth_and_pictures_of_a_data_set(scenes_folder: Path) -> None:
     printed, line = run("bench_train.py", "--data", str(scenes_folder), "--grow", "batch")
     assert [row["batch"] for row in line["growth"]["batch"]] == [2, 8, 32]
