@@ -4,6 +4,7 @@
     vocabulary.txt       one word a line
     encoder.json         which CNN, with what grid and preprocessing
     splits.json          picture ids per split, where the data set had no split of its own
+    data.json            name and size of the data set, for people
     history.jsonl        one JSON object an epoch
     log.txt, loss.png    what training said, and its curves
     latest/              what `--resume` goes on from (see latest.py)
@@ -31,7 +32,7 @@ from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
 CONFIG, VOCABULARY, ENCODER, SPLITS = "config.json", "vocabulary.txt", "encoder.json", "splits.json"
-HISTORY, LATEST, BEST = "history.jsonl", "latest", "best"
+DATA, HISTORY, LATEST, BEST = "data.json", "history.jsonl", "latest", "best"
 
 
 class Run:
@@ -237,6 +238,7 @@ class Run:
             "version": self._version(),
             "encoder": self.encoder_info,
             "words": len(self.vocabulary),
+            "data": next(iter(read_json_lines(self.folder / DATA)), None),
             "splits": {name: len(ids) for name, ids in (self.made_splits or {}).items()},
             "epochs": len(history),
             "last": history[-1] if history else None,

@@ -121,6 +121,7 @@ class Config:
     64
     """
 
+    recipe: str = ""  # name of the one it began with; for people
     seed: int = 0  # of every random choice
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -145,7 +146,7 @@ class Config:
         return config
 
     def __str__(self) -> str:
-        lines = [f"seed = {self.seed}"]
+        lines = [f"recipe = {_toml(self.recipe)}", f"seed = {self.seed}"]
         for name in ("data", "encoder", "decoder", "decode", "train"):
             lines += ["", f"[{name}]", *_toml_lines(getattr(self, name))]
         for name, phase in self.phases.items():
@@ -173,6 +174,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: no such recipe, not TOML, an unknown key, a wrong value.
     """
     values = _read_recipe(str(recipe)) if str(recipe) else {}
+    values["recipe"] = Path(recipe).stem
     for override in overrides:
         _apply(values, override)
     return Config.from_dict(values, source=str(recipe) or "configuration")

@@ -49,6 +49,10 @@ def info_lines(run: Run) -> Iterator[str]:
     if facts["splits"]:
         sizes = (f"{name} {count:,}" for name, count in facts["splits"].items())
         yield f"  splits       drawn from the seed: {', '.join(sizes)}"
+    if facts["data"]:
+        yield f"  data         {_data_line(facts['data'])}"
+    if config.recipe:
+        yield f"  recipe       {config.recipe}"
     yield f"  phases       {', '.join(f'{name} ({p.objective})' for name, p in config.phases.items())}"
     yield f"  epochs       {f'{len(history)} in {spent}' if history else 'none finished yet'}"
     if best:
@@ -76,6 +80,17 @@ def scores_line(entry: Mapping[str, Any]) -> str:
     """
     shown = (("BLEU-4", "bleu4"), ("CIDEr", "cider"), ("ROUGE-L", "rouge_l"))
     return ", ".join(f"{label} {entry[name]:.1f}" for label, name in shown if entry.get(name) is not None)
+
+
+def _data_line(facts: Mapping[str, Any]) -> str:
+    """The data set in a few words.
+
+    >>> _data_line({"name": "scenes", "pictures": {"train": 4000}, "captions": {"train": 20000}})
+    'scenes: train 4,000 pictures, 20,000 captions'
+    """
+    sizes = [(name, count, facts["captions"][name]) for name, count in facts["pictures"].items()]
+    parts = (f"{name} {pictures:,} pictures, {captions:,} captions" for name, pictures, captions in sizes)
+    return f"{facts['name']}: {'; '.join(parts)}"
 
 
 def _losses(entry: Mapping[str, Any]) -> str:

@@ -6,11 +6,12 @@ In: the folder (or captions file) of a data set. Out: a `Summary`. Reads what `d
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from captioner.datasets import CaptionedImage, DataSet, Problems, draw_splits, open_dataset
+from captioner.datasets import CaptionedImage, DataSet, Problems, Split, draw_splits, open_dataset
 from captioner.errors import DataError
 from captioner.listings import SPLITS
 from captioner.vocabulary import words_of
@@ -78,6 +79,18 @@ def summarise(root: str | Path, format: str = "auto", seed: int = 0) -> Summary:
     for name in dataset.pictures.uncaptioned(dataset.listing.captions):
         dataset.listing.problems.note("picture files without a caption", name)
     return _summary(dataset, records, splits, made)
+
+
+def facts(root: str | Path, splits: Mapping[str, Split]) -> dict[str, Any]:
+    """What a run remembers of the data it was trained on: its name, and for each split its size.
+
+    Its place is left out: a run is given away, and points to nothing outside.
+    """
+    return {
+        "name": Path(root).resolve().name,
+        "pictures": {name: len(split.records) for name, split in splits.items()},
+        "captions": {name: sum(len(r.captions) for r in split.records) for name, split in splits.items()},
+    }
 
 
 def _note_split_problems(dataset: DataSet, members: dict[str, list[str]]) -> None:

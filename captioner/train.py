@@ -22,13 +22,14 @@ import numpy as np
 
 from captioner.batches import CaptionTable, PictureSource, TrainingBatches
 from captioner.budget import within
-from captioner.checkpoints import Run
+from captioner.checkpoints import DATA, Run
 from captioner.config import Config, PhaseConfig
 from captioner.datasets import Split, load_split
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder, load_encoder
 from captioner.errors import DataError, MissingExtra
 from captioner.features import FeatureStore, extract
+from captioner.files import atomic_write, json_text
 from captioner.latest import Latest
 from captioner.loop import Dev, Loop, State
 from captioner.losses import OBJECTIVES, load_loss
@@ -39,10 +40,10 @@ from captioner.progress import duration, recording, say
 from captioner.rewards import CaptionReward
 from captioner.signals import Interrupted, StopRequest, noting
 from captioner.steps import Steps, encoder_variables, trained_variables, use_cores_side_by_side
+from captioner.summaries import facts
 from captioner.vocabulary import END, Vocabulary
 
 __all__ = ["train"]
-
 
 PROBED = 8  # steps whose median tells what an epoch costs
 JUDGING = 1.2  # an epoch with its dev scores, to its steps alone: Flickr8k, 1.1 to 1.2
@@ -83,7 +84,7 @@ def train(
     encoder = _load_encoder(config)
     for phase in config.phases.values():
         encoder_variables(phase, encoder)  # the layer it names must be there
-    run = run or _create_run(config, folder, splits, encoder)
+    run = run or _create_run(config, data, folder, splits, encoder)
     with run.training(), recording(run.folder / "log.txt"):
         if run.config != config:
             run.replace_config(config)
@@ -273,11 +274,15 @@ def _load_splits(config: Config, data: str | Path, run: Run | None) -> dict[str,
     return {name: load_split(data, name, **settings) for name in ("train", "dev")}
 
 
-def _create_run(config: Config, folder: str | Path, splits: dict[str, Split], encoder: Encoder) -> Run:
+def _create_run(
+    config: Config, data: str | Path, folder: str | Path, splits: dict[str, Split], encoder: Encoder
+) -> Run:
     vocabulary = Vocabulary.build(
         _captions(splits["train"]), min_count=config.data.min_count, max_size=config.data.max_size
     )
-    return Run.create(folder, config, vocabulary, encoder, splits["train"].made)
+    run = Run.create(folder, config, vocabulary, encoder, splits["train"].made)
+    atomic_write(run.folder / DATA, json_text(facts(data, splits)) + "\n")
+    return run
 
 
 def _load_encoder(config: Config) -> Encoder:

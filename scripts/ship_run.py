@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 
-from captioner.checkpoints import Run
+from captioner.checkpoints import DATA, Run
 from captioner.datasets import load_split
 from captioner.errors import CaptionerError
 from captioner.extras.export import ExportPlan, export
@@ -30,6 +31,8 @@ def ship(source: Path, target: Path) -> None:
         run.config, encoder=dataclasses.replace(run.config.encoder, weights="imagenet")
     )
     copy = Run.create(target, config, run.vocabulary, encoder, run.made_splits)
+    if (source / DATA).exists():
+        shutil.copy(source / DATA, target / DATA)
     for entry in run.history():
         copy.append_history(entry)
     told = {key: value for key, value in (run.best or {}).items() if key not in ("weights", "fits")}

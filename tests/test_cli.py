@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -255,13 +256,14 @@ def test_evaluate_and_info(
 
     code, out, _ = run("info", tiny_run, capsys=capsys)
     assert code == 0 and "small_cnn, 32 x 32 pixels" in out and "frozen epoch 2" in out
+    assert "  recipe       tiny\n" in out and ": train 40 pictures, 200 captions; dev 4 pictures, 20" in out
     assert json.loads(run("info", tiny_run, "--json", capsys=capsys)[1])["encoder"]["name"] == "small_cnn"
     recipe = tmp_path / "again.toml"
     recipe.write_text(run("info", tiny_run, "--config", capsys=capsys)[1], encoding="utf-8")
     from captioner.checkpoints import Run
     from captioner.config import load_config
 
-    assert load_config(recipe) == Run.open(tiny_run).config
+    assert load_config(recipe) == dataclasses.replace(Run.open(tiny_run).config, recipe="again")
 
 
 def test_features_beforehand(

@@ -87,7 +87,15 @@ def by_heart(folder: Path) -> Path:
 
 def test_a_run_folder_holds_all_of_it(tiny_run):
     names = {path.name for path in tiny_run.iterdir()}
-    files = {"config.json", "vocabulary.txt", "encoder.json", "history.jsonl", "log.txt", "loss.png"}
+    files = {
+        "config.json",
+        "vocabulary.txt",
+        "encoder.json",
+        "data.json",
+        "history.jsonl",
+        "log.txt",
+        "loss.png",
+    }
     assert files | {"best", "latest"} <= names and not any(name.startswith(".tmp") for name in names)
     assert [path.name for path in (tiny_run / "latest").iterdir()] == ["reward"], (
         "earlier phases are done with"
@@ -96,6 +104,11 @@ def test_a_run_folder_holds_all_of_it(tiny_run):
     assert "units = 16" in log and "phase both: cross_entropy, trains the decoder and encoder" in log
     assert "reward epoch 1: reward " in log and "nats per word, BLEU-4" in log
     assert not (tiny_run / "tensorboard").exists()
+    assert json.loads((tiny_run / "data.json").read_text(encoding="utf-8")) == {
+        "name": "scenes0",
+        "pictures": {"train": 40, "dev": 4},
+        "captions": {"train": 200, "dev": 20},
+    }
 
 
 def test_the_best_epoch_is_kept_and_captions(tiny_run, scenes_folder):
