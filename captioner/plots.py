@@ -7,6 +7,7 @@ written atomically. Works without a display.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -286,5 +287,6 @@ def _save(figure: Figure, path: str | Path) -> None:
         raise CaptionerError(
             f"{path}: drawings cannot be .{suffix}; expected .png, or one of {', '.join(known)}"
         )
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, by `fonts_for`
         figure.savefig(temporary, format=suffix, dpi=_DPI)

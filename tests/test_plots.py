@@ -78,6 +78,14 @@ def test_every_word_gets_a_panel(words: list[str], tmp_path: Path) -> None:
     assert 0.3 < width / height < 6
 
 
+def test_letters_that_no_font_has_are_not_complained_about_one_by_one(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    lettering._further_fonts.cache_clear()
+    plot_attention(np.zeros((8, 8, 3), np.uint8), ["\U000f0000"], np.ones((1, 2, 2)), path=tmp_path / "a.png")
+    assert (tmp_path / "a.png").is_file() and not recwarn
+
+
 def test_words_and_maps_must_match(tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match="2 words, but attention for 3"):
         plot_attention(GREY, ["a", "dog"], np.ones((3, 4, 4)), path=tmp_path / "looks.png")
