@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 from captioner import cli, usage, welcome
 from captioner.config import load_config, recipes
 from captioner.metrics import METRICS
+from tests.test_folders import opinionated
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -117,6 +120,41 @@ def test_the_extensions_train_as_printed(
         assert cli.main([*arguments, "--quiet"]) == 0, arguments
     scores = json.loads(Path("runs/mine/test/scores.json").read_text(encoding="utf-8"))
     assert {"bleu4", "brief"} <= set(scores)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lxml") is None, reason="pip install 'captioner[xmp]'")
+def test_the_tasks_run_as_printed(
+    tmp_path: Path, scenes_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """docs/tasks.md but for what serves and installs; fewer pictures, one epoch, another CNN."""
+    sections = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", MANUALS["tasks.md"], re.DOTALL | re.MULTILINE))
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(scenes_folder, "my-photos")
+    shutil.copytree(scenes_folder / "images", "photos/2024")
+    quick = ["--set", "encoder.name=small_cnn", "--set", "encoder.weights=none", "--set", "decoder.units=32"]
+    lessened = {
+        "sample": ["--pictures", "48"],
+        ("train", "sample"): [*quick, "--set", "phases.scratch.epochs=1"],
+        ("train", "flickr8k-frozen"): [
+            *quick,
+            "--set",
+            "encoder.size=48",
+            "--set",
+            "phases.decoder.epochs=1",
+        ],
+    }
+    # No model need come along: one stands in that says something of every picture.
+    monkeypatch.setenv("CAPTIONER_RUN", str(opinionated(tmp_path / "run", scenes_folder / "captions.csv")))
+    for title in ("In Korean, or another language", "Train on my own pictures", "Caption my photo folder"):
+        for arguments in commands("".join(code_blocks(sections[title], "sh"))):
+            more = lessened.get(tuple(arguments[:2]), lessened.get(arguments[0], []))  # type: ignore[arg-type]
+            assert cli.main([*arguments, *more, "--quiet"]) == 0, arguments
+    pictures = [path.name for path in Path("photos/2024").glob("*.png")]
+    assert len(pictures) > 9
+    for folder, suffix in (("photos/2024", ".txt"), ("captions/2024", ".xmp")):
+        assert {path.stem + ".png" for path in Path(folder).glob(f"*{suffix}")} == set(pictures)
+    assert (tmp_path / "runs/my-photos-flickr8k-frozen/test/report.html").stat().st_size > 20_000
 
 
 def _beside(scenes: Path, folder: Path) -> None:
