@@ -7,9 +7,12 @@ python scripts/evaluate_bleu.py --run runs/frozen --data DATA --split test --bea
 import argparse
 import sys
 import tempfile
+from pathlib import Path
 
-from captioner.errors import CaptionerError
-from captioner.evaluate import Protocol, evaluate
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, installed or not
+
+from captioner.errors import CaptionerError  # noqa: E402
+from captioner.startup import load_tensorflow  # noqa: E402
 
 
 def main() -> int:
@@ -22,6 +25,9 @@ def main() -> int:
     parser.add_argument("--beam", type=int, help="hypotheses kept; 1 is greedy")
     parser.add_argument("--out", help="keep predictions.jsonl and scores.json here")
     arguments = parser.parse_args()
+    load_tensorflow()  # now: --help need not wait for it
+    from captioner.evaluate import Protocol, evaluate
+
     with tempfile.TemporaryDirectory() as unkept:
         plan = Protocol(split=arguments.split, beam=arguments.beam)
         found = evaluate(arguments.run, arguments.data, arguments.out or unkept, plan=plan)

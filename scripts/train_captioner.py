@@ -6,11 +6,14 @@ python scripts/train_captioner.py flickr8k-frozen --data DATA --run runs/frozen 
 
 import argparse
 import sys
+from pathlib import Path
 
-from captioner.config import load_config
-from captioner.errors import CaptionerError
-from captioner.reports import epoch_name, scores_line
-from captioner.train import train
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, installed or not
+
+from captioner.config import load_config  # noqa: E402
+from captioner.errors import CaptionerError  # noqa: E402
+from captioner.reports import epoch_name, scores_line  # noqa: E402
+from captioner.startup import load_tensorflow  # noqa: E402
 
 
 def main() -> int:
@@ -23,6 +26,9 @@ def main() -> int:
     parser.add_argument("--resume", action="store_true", help="go on where a stopped training was")
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
+    load_tensorflow()  # now: --help need not wait for it
+    from captioner.train import train
+
     config = load_config(arguments.recipe, arguments.set)
     run = train(config, arguments.data, arguments.run, resume=arguments.resume)
     for epoch in run.history():
