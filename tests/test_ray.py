@@ -140,9 +140,7 @@ def test_features_while_a_node_dies(
 
 
 @pytest.mark.slow
-def test_captions_while_a_node_dies(
-    cluster: Any, photos: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_captions_while_a_node_dies(cluster: Any, photos: Path, tiny_run: Path, tmp_path: Path) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     command = ["caption", str(photos), "--recursive", "--run", str(tiny_run), "--quiet", "--write", "txt,csv"]
     assert main([*command, "--out", str(one)]) == 1  # three cannot be read
@@ -155,7 +153,6 @@ def test_captions_while_a_node_dies(
     assert main([*command, "--out", str(many), *engine]) == 1
     killing.join(1)
     assert not killing.is_alive(), "the job was over before the node could be killed"
-    assert capsys.readouterr().err.count("error:") == 6
     for kind in ("*.txt", "*.csv"):
         found = {path.relative_to(one): path.read_bytes() for path in one.rglob(kind)}
         assert found == {path.relative_to(many): path.read_bytes() for path in many.rglob(kind)}

@@ -9,6 +9,7 @@ journals and sidecars, and gives the shards their order.
 
 from __future__ import annotations
 
+import logging
 import resource
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -152,6 +153,7 @@ def _stream(
     resources = ray.cluster_resources()
     gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    _only_errors()
     dataset.context.enable_progress_bars = False
     dataset.context.execution_options.preserve_order = in_order
     if gpus and actor is FeatureActor:
@@ -193,6 +195,13 @@ def _cluster(address: str | None, quiet: bool) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _only_errors() -> None:
+    """Of what Ray Data says on the terminal; its log files have the rest."""
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.ERROR)
 
 
 def _allow_many_files() -> None:
