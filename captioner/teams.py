@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -107,5 +108,5 @@ def worker_of_all() -> tuple[int, int]:
 def _variables(checkpoint: Any) -> list[Any]:
     """The variables that a checkpoint would hold, in the same order everywhere."""
     found = tf.train.TrackableView(checkpoint).descendants()
-    variables = [v for v in found if isinstance(v, tf.Variable)]
-    return list({id(v): v for v in variables}.values())
+    inner = [v.value if isinstance(v, keras.Variable) else v for v in found]
+    return list({id(v): v for v in inner if isinstance(v, tf.Variable)}.values())
