@@ -30,6 +30,7 @@ from captioner.errors import CaptionerError, ConfigError
 from captioner.features import FeatureStore, extract, extract_part
 from captioner.loop import Loop
 from captioner.machine import cores
+from captioner.norms import Making, RunningAverages
 from captioner.parts import Part
 from captioner.progress import say
 from captioner.signals import Interrupted, StopRequest
@@ -104,10 +105,10 @@ class TeamSteps(Steps):
     ) -> None:
         super().__init__(config, phase, *networks, updater)
         self.team = team
-        all_parts = _parts(config, team)
-        self._towers = all_parts // team.workers
-        self._device = 0  # whose graph is being made
-        self._all_towers = all_parts
+        self._all_towers = _parts(config, team)
+        self._towers = self._all_towers // team.workers
+        self._making = Making()
+        self._norms = RunningAverages(self.encoder.model if self._cnn_training else None)
 
     def _bound(self, graph: Any, towers: int) -> Any:
         if graph == self._dev_graph:  # the first worker judges by itself
@@ -117,7 +118,8 @@ class TeamSteps(Steps):
 
         def everywhere(batch: tuple[Any, ...], *rest: Any) -> Any:
             def here(device: int) -> Any:
-                self._device = device
+                self._making.device = device
+                self._norms.begin(batch[-1])
                 deal = partial(tf.nest.map_structure, lambda x: x[device::local])
                 more = [deal(x) if isinstance(x, tuple) else x for x in rest]
                 return graph(on_each, deal(batch), *more)
@@ -125,8 +127,9 @@ class TeamSteps(Steps):
             found = self.team.run(here)
             if graph == self._sample_graph:
                 return _interleave(found)
-            gradients, sums = found[0]
+            gradients, sums, moved = found[0]
             self.updater.apply(gradients)
+            self._norms.assign(moved)
             return sums
 
         return everywhere
@@ -141,25 +144,21 @@ class TeamSteps(Steps):
         return super()._run(graph, batch, *rest)
 
     def _place(self, tower: int) -> int:
-        return self.team.number + self.team.workers * (self._device + self.team.local * tower)
+        self._making.tower = tower
+        return self.team.number + self.team.workers * (self._making.device + self.team.local * tower)
 
     def _everywhere(self, total: Any) -> Any:
         return add_up(total)
 
-    def _follow(self, gradients: list[Any], sums: tuple[Any, ...]) -> Any:
-        moving = self._moving_averages()
-        together = add_up([tf.convert_to_tensor(x) for x in (*gradients, *sums, *moving)])
-        n, m = len(gradients), len(gradients) + len(sums)
-        for variable, total in zip(moving, together[m:], strict=True):
-            variable.assign(total / self.team.count)
-        return together[:n], tuple(together[n:m])
+    def _cells(self, inputs: Any, seed: Any) -> Any:
+        if seed is None or not self._norms.found:
+            return super()._cells(inputs, seed)
+        with self._norms.moved_by(self._place(self._making.tower)):
+            return super()._cells(inputs, seed)
 
-    def _moving_averages(self) -> list[Any]:
-        """Of batch normalisation, where it is learnt: those of the workers are averaged."""
-        if not self._cnn_training or self.team.workers == 1:
-            return []
-        model = self.encoder.model
-        return [v.value for v in model.non_trainable_weights if "moving" in v.path]
+    def _follow(self, gradients: list[Any], sums: tuple[Any, ...]) -> Any:
+        mine = ([tf.convert_to_tensor(x) for x in gradients], sums, self._norms.making.moved)
+        return tf.nest.pack_sequence_as(mine, add_up(tf.nest.flatten(mine)))
 
     def _penalty(self) -> Any:
         return super()._penalty() / self.team.count

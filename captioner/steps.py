@@ -57,7 +57,7 @@ class Steps:
     ) -> None:
         self.config, self.phase = config, phase
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
-        self._towers = config.train.parts or cores()
+        self._towers = self._all_towers = config.train.parts or cores()
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
         # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
@@ -157,7 +157,7 @@ class Steps:
                 pictures=tf.shape(cells)[0],
                 samples=self.phase.samples,
                 options=options,
-                seed=(seed[0] * 1_000_003 + seed[1]) * self._towers + self._place(number),
+                seed=(seed[0] * 1_000_003 + seed[1]) * self._all_towers + self._place(number),
             )
             parts.append((cells, found.words, found.lengths))
         B = tf.shape(batch[0])[0]

@@ -21,7 +21,7 @@ ORDER = [
     *("review", "exhibits", "replicas", "train", "budget", "loop", "signals", "evaluate"),
     *("predict", "light", "light_decoder", "light_search", "captioning", "captions"),
     *("charts", "mistakes", "showing", "plots", "lettering"),
-    *("checkpoints", "best", "latest", "teams", "steps", "losses", "rewards", "batches", "augment"),
+    *("checkpoints", "best", "latest", "teams", "norms", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "extraction", "shards", "encoders", "backbones"),
     *("optimisers", "search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),

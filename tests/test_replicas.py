@@ -57,7 +57,7 @@ pictures_per_batch = 12
 samples = 2
 """
 )
-LOSSES = ("train_loss", "train_accuracy", "reward")
+LOSSES = ("train_loss", "train_accuracy", "dev_loss", "reward")
 
 
 # Which worker this is.
@@ -180,7 +180,7 @@ def check_same(
     for one, many in zip(alone[0], found[0], strict=True):
         assert (one["phase"], one["epoch"]) == (many["phase"], many["epoch"])
         for name in LOSSES:
-            wanted = pytest.approx(one[name], rel=1e-4) if name in one else None
+            wanted = pytest.approx(one[name], rel=1e-5) if name in one else None
             assert many.get(name) == wanted, (one["phase"], name)
     assert found[1] == alone[1]
 
