@@ -90,8 +90,8 @@ def train(
             raise Interrupted(Path(folder), stop.exit_code - 128) from None
         except _LOST as error:
             raise CaptionerError(
-                f"worker {team.number + 1}: another worker is gone or cannot be reached "
-                f"({error.message.splitlines()[0]}); start all of them again with --resume"
+                f"worker {team.number + 1}: another worker is gone, or cannot be reached "
+                f"({type(error).__name__}); start all of them again with --resume"
             ) from error
         team.meet()
     return run if team.first else None
@@ -220,17 +220,21 @@ class TeamTraining(alone.Training):
             say(f"each batch in {parts} parts on {team.count} devices", quiet=self.quiet)
 
     def train_phase(self, number: int, name: str, stop: StopRequest) -> None:
-        """As `Training.train_phase`."""
+        """As `Training.train_phase`; whoever is asked to stop goes on until all know of it."""
+        with alone.noting(stop):
+            self._loop_of_all(number, name).run_epochs(stop)
+
+    def _loop_of_all(self, number: int, name: str) -> TeamLoop:
+        """The phase from its beginning, or from where the first worker says."""
         if self.team.first and self.run.best is not None and (number or not super()._has_begun(name)):
             self._take_best(self.config.phases[name])
-        self.team.share(decoder=self.decoder, encoder=self.encoder.model)
+        networks = {"decoder": self.decoder, "encoder": self.encoder.model}
+        self.team.share(**networks)
         loop = TeamLoop.of(self._loop(number, name), self.team)
         if self.team.first:
             self.begin(loop)
-        networks = {"decoder": self.decoder, "encoder": self.encoder.model}
         self.team.share(**networks, updater=loop.steps.updater, state=loop.state)
-        with alone.noting(stop):
-            loop.run_epochs(stop)
+        return loop
 
     def _has_begun(self, phase: str) -> bool:
         return bool(self.team.from_first([super()._has_begun(phase)])[0])

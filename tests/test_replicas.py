@@ -220,6 +220,21 @@ def test_stopped_by_one_and_gone_on_by_another_number(
 
 
 @pytest.mark.slow
+def test_one_dies_and_the_others_say_so(scenes_folder: Path, tmp_path: Path, capfd: Any) -> None:
+    recipe, run = tmp_path / "long.toml", tmp_path / "run"
+    recipe.write_text(TINY_NETWORKS + "[phases.frozen]\nepochs = 500\n", encoding="utf-8")
+    both = start(2, [str(recipe), "--data", str(scenes_folder), "--run", str(run)])
+    deadline = time.monotonic() + 900
+    while not (run / "history.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    both[1].kill()
+    assert wait(both) == [2, -signal.SIGKILL]
+    said = capfd.readouterr().err
+    assert "error: worker 1: another worker is gone" in said and "Traceback" not in said
+    assert Run.open(run).history()  # whole
+
+
+@pytest.mark.slow
 def test_devices_of_one_machine(recipe: Path, scenes_folder: Path, alone: Any, tmp_path: Path) -> None:
     """MirroredStrategy; two devices made of the one processor stand for two GPUs."""
     code = f"""
