@@ -64,20 +64,29 @@ def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | No
     if not _begun(folder):
         return None
     content, info, _ = _vouched(folder)
-    return arrays_in(content, folder / WEIGHTS), info
+    return floats(arrays_in(content, folder / WEIGHTS)), info
 
 
-def arrays_in(content: bytes, path: Path, part: str = "") -> dict[str, np.ndarray]:
-    """The arrays of a weights file whose names start with `part`, floating ones as float32.
+def arrays_in(content: bytes, path: Path) -> dict[str, np.ndarray]:
+    """The arrays of a weights file, as stored.
 
     Raises:
         RunError: it is something else; `path` is named.
     """
     try:
-        arrays = safetensors.numpy.load(content)
+        return safetensors.numpy.load(content)
     except safetensors.SafetensorError as error:
         raise RunError(f"{path}: not a weights file ({error}); {REMEDY}") from error
-    return {name: _floats(array, np.float32) for name, array in arrays.items() if name.startswith(part)}
+
+
+def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Those whose names start with `prefix`, by the rest of the name."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def floats(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same, floating ones as float32."""
+    return {name: _floats(array, np.float32) for name, array in arrays.items()}
 
 
 def _begun(folder: Path) -> bool:

@@ -3,10 +3,11 @@
 In: a run folder that holds a compiled form of its best epoch,
 
     compiled/compiled.json      what it was made from; vouches for the next one; written last
-    compiled/encoder.tflite     pixels (1, H, W, 3) uint8 → cells (1, P, C) float32
+    compiled/encoder.graph      pixels (1, H, W, 3) uint8 → cells (1, P, C) float32: a LiteRT model without
+                                its weights, see external_weights.py
 
 and pictures. Out: captions as `predict.Captioner` writes them, the first before TensorFlow would be imported.
-The decoder's arrays are those of `best/`: a compiled form made from other weights than are there now is not
+All arrays are those of `best/`: a compiled form made from other weights than are there now is not
 used. `extras.export` makes it. Each picture is decoded and seen by the CNN in one thread.
 """
 
@@ -19,19 +20,20 @@ from typing import Any
 
 import numpy as np
 
-from captioner.best import WEIGHTS, arrays_in
+from captioner.best import WEIGHTS, arrays_in, floats, part
 from captioner.captioning import Captioning
 from captioner.captions import CaptionOptions
 from captioner.checkpoints import BEST, Run
 from captioner.errors import ConfigError, RunError
+from captioner.external_weights import put_back
 from captioner.hypotheses import Hypotheses
 from captioner.light_decoder import LightDecoder
 from captioner.light_search import beam_search
 from captioner.manifests import read_checked, read_manifest
 from captioner.progress import silent_stderr
 
-COMPILED, MANIFEST, ENCODER = "compiled", "compiled.json", "encoder.tflite"
-FORMAT = 1
+COMPILED, MANIFEST, GRAPH = "compiled", "compiled.json", "encoder.graph"
+FORMAT = 2
 
 
 class NotCompiled(RunError):
@@ -99,14 +101,17 @@ class LightCaptioner(Captioning):
         manifest = _manifest(run)
         # The weights are read and digested while the other thread imports LiteRT.
         with ThreadPoolExecutor(1) as threads:
-            arrays = threads.submit(_decoder_arrays, run.folder, manifest["weights"])
-            model = read_checked(run.folder / COMPILED / ENCODER, manifest["files"][ENCODER])
+            arrays = threads.submit(_arrays, run.folder, manifest["weights"])
+            graph = read_checked(run.folder / COMPILED / GRAPH, manifest["files"][GRAPH])
             try:
-                with silent_stderr():
-                    encoder = LightEncoder(model, run.encoder_info)
+                import ai_edge_litert.interpreter  # noqa: F401
             except ImportError as error:
                 raise NotCompiled(f"LiteRT is not there: pip install ai-edge-litert ({error})") from error
-            return cls(encoder, LightDecoder(run.config.decoder, arrays.result()), run)
+            encoder_arrays, decoder_arrays = arrays.result()
+        with silent_stderr():
+            model = put_back(graph, manifest["weights_in_graph"], encoder_arrays)
+            encoder = LightEncoder(model, run.encoder_info)
+        return cls(encoder, LightDecoder(run.config.decoder, decoder_arrays), run)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""
@@ -143,8 +148,8 @@ def _manifest(run: Run) -> dict[str, Any]:
     return manifest
 
 
-def _decoder_arrays(folder: Path, entry: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The decoder's part of the best weights, if they are those of a manifest's entry."""
+def _arrays(folder: Path, entry: Mapping[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The best weights, if they are those of a manifest's entry: the encoder's as stored, the decoder's."""
     path = folder / BEST / WEIGHTS
     try:
         content = read_checked(path, entry)
@@ -152,5 +157,5 @@ def _decoder_arrays(folder: Path, entry: Mapping[str, Any]) -> dict[str, np.ndar
         RunError
     ) as error:  # trained on since; or damaged, which is found out and said by who reads it next
         raise NotCompiled(f"the compiled form of {folder} is not of its present weights") from error
-    arrays = arrays_in(content, path, "decoder/")
-    return {name.removeprefix("decoder/"): array for name, array in arrays.items()}
+    stored = arrays_in(content, path)
+    return part(stored, "encoder/"), floats(part(stored, "decoder/"))

@@ -20,9 +20,11 @@ ORDER = [
     *("folders", "works", "places", "journals", "outcomes", "sidecars", "tables", "xmp", "sources"),
     *("review", "exhibits", "replicas", "train", "budget", "loop", "signals", "evaluate"),
     *("predict", "light", "light_decoder", "light_search", "captioning", "captions"),
+    "external_weights",
     *("charts", "mistakes", "showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "teams", "norms", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "extraction", "shards", "encoders", "backbones"),
+    "efficientnet_lite",
     *("optimisers", "search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),
     *("config", "machine", "manifests", "progress", "voice", "parts", "files", "errors"),
@@ -31,6 +33,7 @@ ORDER = [
 LIGHT = [
     *("cli", "usage", "folders", "sources", "plots", "checkpoints", "best", "metrics", "cider", "scenes"),
     *("images", "startup", "light", "light_decoder", "light_search", "captioning", "hypotheses"),
+    "external_weights",
     *("datasets", "readers", "vocabulary", "config", "manifests", "progress", "files", "errors"),
 ]
 ROOMS = sorted(path.stem for path in PACKAGE.glob("*.py") if not path.stem.startswith("_"))

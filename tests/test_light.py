@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import load_encoder
 from captioner.errors import ConfigError, RunError
+from captioner.external_weights import put_back, take_out
 from captioner.extras.export import ExportPlan, export
 from captioner.hypotheses import SearchOptions
-from captioner.light import COMPILED, ENCODER, MANIFEST, LightCaptioner, NotCompiled
+from captioner.light import COMPILED, GRAPH, MANIFEST, LightCaptioner, NotCompiled
 from captioner.light_decoder import LightDecoder
 from captioner.manifests import read_manifest, write_manifest
 from captioner.predict import Captioner
@@ -273,10 +275,42 @@ def test_a_run_without_or_with_a_foreign_compiled_form(copy: Path) -> None:
 
 
 def test_a_damaged_compiled_form_is_named(copy: Path) -> None:
-    path = copy / COMPILED / ENCODER
+    path = copy / COMPILED / GRAPH
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(RunError, match="encoder.tflite: cut short"):
+    with pytest.raises(RunError, match="encoder.graph: cut short"):
         LightCaptioner.load(copy)
+
+
+# The compiled form holds no weights of its own.
+
+
+def test_arrays_are_taken_out_of_a_model_and_put_back() -> None:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "kernel": rng.standard_normal((3, 3, 4, 8)).astype(np.float16),
+        "depthwise": rng.standard_normal((3, 3, 16, 1)).astype(np.float16),
+        "elsewhere": rng.standard_normal((64,)).astype(np.float16),
+        "zeros": np.zeros((64,), np.float16),
+        "short": np.ones((2,), np.float16),
+    }
+    kernel = arrays["kernel"].transpose(3, 0, 1, 2).tobytes()
+    model = (
+        b"head" + kernel + arrays["short"].tobytes() + arrays["depthwise"].tobytes() + bytes(128) + b"tail"
+    )
+    rest, places = take_out(model, arrays)
+    assert places == [
+        {"name": "kernel", "offset": 4, "order": [3, 0, 1, 2]},
+        {"name": "depthwise", "offset": 4 + len(kernel) + 4, "order": []},
+    ]
+    assert zlib.decompress(rest).startswith(b"head" + bytes(len(kernel)))
+    assert put_back(rest, places, arrays) == model
+    with pytest.raises(RunError, match="the weights lack kernel"):
+        put_back(rest, places, {})
+
+
+def test_a_compiled_form_takes_little_room(run: Path) -> None:
+    weights = (run / BEST / "weights.safetensors").stat().st_size
+    assert (run / COMPILED / GRAPH).stat().st_size < 0.1 * weights
 
 
 def test_without_litert_tensorflow_is_used(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """A run for LiteRT: the compiled form that captions without TensorFlow, or models for other devices.
 
-In: a run's networks. Out: `encoder.tflite` with what vouches for it in the run's `compiled/`; or that and
-`decoder.tflite` (signatures `start` and `step`, see export_networks.py) for one picture and the run's beam.
+In: a run's networks. Out: the encoder's graph and what vouches for it in the run's `compiled/` (light.py); or
+`encoder.tflite` and `decoder.tflite` (signatures `start` and `step`, see export_networks.py) for one picture
+and the run's beam.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ import numpy as np
 import tensorflow as tf
 
 import captioner
-from captioner.best import WEIGHTS
+from captioner.best import WEIGHTS, arrays_in, part
 from captioner.checkpoints import BEST
 from captioner.datasets import load_split
 from captioner.errors import ImageError, MissingExtra
+from captioner.external_weights import put_back, take_out
 from captioner.extras.export import Job
 from captioner.extras.export_check import TOLERANCES, Way, Ways, answers_of
 from captioner.extras.export_networks import ExportedCaptioner, Networks, networks, save
 from captioner.images import read_image
-from captioner.light import ENCODER, FORMAT, MANIFEST, LightCaptioner, LightEncoder
+from captioner.light import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncoder
 from captioner.light_decoder import LightDecoder
 from captioner.manifests import entries, write_manifest
 from captioner.progress import silent_stderr
 
-DECODER = "decoder.tflite"
+ENCODER, DECODER = "encoder.tflite", "decoder.tflite"
 CALIBRATION_PICTURES = 200  # from which int8 learns the range of activations
 
 
@@ -37,9 +39,10 @@ def write(job: Job, folder: Path) -> Ways:
     beam = job.run.config.decode.beam
     functions = networks(job.captioner, pictures=1, beam=beam)
     pixels = _pixels(job) if job.precision == "int8" else None
-    (folder / ENCODER).write_bytes(_convert(job, {"encode": functions.encode}, pixels))
+    encoder = _convert(job, {"encode": functions.encode}, pixels)
     if not job.alone:
-        return {"compiled": Way(answers_of(_compiled(job, folder)), TOLERANCES[job.precision])}
+        return {"compiled": Way(answers_of(_compiled(job, folder, encoder)), TOLERANCES[job.precision])}
+    (folder / ENCODER).write_bytes(encoder)
     # The decoder's activations range further than 8 bits resolve: its weights alone are kept in them.
     signatures = {"start": functions.start, "step": functions.step}
     (folder / DECODER).write_bytes(_convert(job, signatures))
@@ -47,22 +50,27 @@ def write(job: Job, folder: Path) -> Ways:
     return {"litert": Way(answers_of(made), TOLERANCES[job.precision])}
 
 
-def _compiled(job: Job, folder: Path) -> LightCaptioner:
-    """Adds the manifest, and gives what `captioner caption` will use."""
+def _compiled(job: Job, folder: Path, encoder: bytes) -> LightCaptioner:
+    """Writes graph and manifest, and gives what `captioner caption` will use."""
     run = job.run
+    weights = run.folder / BEST / WEIGHTS
+    stored = part(arrays_in(weights.read_bytes(), weights), "encoder/")
+    graph, places = take_out(encoder, stored)
+    (folder / GRAPH).write_bytes(graph)
     made_from = {
         "format": FORMAT,
         "captioner": captioner.__version__,
         "precision": job.precision,
         "vocabulary": run.vocabulary.digest,
-        "weights": entries(run.folder / BEST, [WEIGHTS])[WEIGHTS],
-        "files": entries(folder, [ENCODER]),
+        "weights": entries(weights.parent, [WEIGHTS])[WEIGHTS],
+        "files": entries(folder, [GRAPH]),
+        "weights_in_graph": places,
     }
     write_manifest(folder / MANIFEST, made_from)
     with silent_stderr():
-        encoder = LightEncoder((folder / ENCODER).read_bytes(), run.encoder_info)
+        light = LightEncoder(put_back(graph, places, stored), run.encoder_info)
     decoder = LightDecoder(run.config.decoder, job.captioner.decoder.weights_dict())
-    return LightCaptioner(encoder, decoder, run)
+    return LightCaptioner(light, decoder, run)
 
 
 def _convert(
