@@ -266,7 +266,6 @@ def _small_cnn(weights: str | None, size: int) -> Any:
 
 _UNIT, _STANDARD, _CAFFE = "minus1-to-1", "mean-deviation", "bgr-minus-mean"
 _BY_128 = "minus1-to-1-by-128"
-_LITE = (efficientnet_lite(1.0, 1.0), efficientnet_lite(1.0, 1.1), efficientnet_lite(1.1, 1.2))
 # `Preprocess` does it for every row: Keras must not do it again.
 _RAW = {"include_preprocessing": False}
 _EFFICIENT = {name: _application(f"EfficientNetV2{name}", **_RAW) for name in ("B0", "B3", "S")}
@@ -274,9 +273,9 @@ _EFFICIENT = {name: _application(f"EfficientNetV2{name}", **_RAW) for name in ("
 _ROWS = (
     EncoderSpec("mobilenet_v2", _application("MobileNetV2"), 224, (7, 7), 1280, _UNIT, 9),
     EncoderSpec("mobilenet_v3_large", _application("MobileNetV3Large", **_RAW), 224, (7, 7), 960, _UNIT, 12),
-    EncoderSpec("efficientnet_lite0", _LITE[0], 224, (7, 7), 1280, _BY_128, 14),
-    EncoderSpec("efficientnet_lite1", _LITE[1], 224, (7, 7), 1280, _BY_128, 17),
-    EncoderSpec("efficientnet_lite2", _LITE[2], 224, (7, 7), 1280, _BY_128, 19),
+    EncoderSpec("efficientnet_lite0", efficientnet_lite(0), 224, (7, 7), 1280, _BY_128, 14),
+    EncoderSpec("efficientnet_lite1", efficientnet_lite(1), 224, (7, 7), 1280, _BY_128, 17),
+    EncoderSpec("efficientnet_lite2", efficientnet_lite(2), 224, (7, 7), 1280, _BY_128, 19),
     EncoderSpec("efficientnetv2_b0", _EFFICIENT["B0"], 224, (7, 7), 1280, _STANDARD, 24),
     EncoderSpec("efficientnetv2_b3", _EFFICIENT["B3"], 300, (10, 10), 1536, _STANDARD, 52),
     EncoderSpec("efficientnetv2_s", _EFFICIENT["S"], 384, (12, 12), 1280, _BY_128, 81),

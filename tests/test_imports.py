@@ -24,7 +24,7 @@ ORDER = [
     *("charts", "mistakes", "showing", "plots", "lettering"),
     *("checkpoints", "best", "latest", "teams", "norms", "steps", "losses", "rewards", "batches", "augment"),
     *("decoder", "recurrence", "packing", "features", "extraction", "shards", "encoders", "backbones"),
-    "efficientnet_lite",
+    *("efficientnet_lite", "torch_weights"),
     *("optimisers", "search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),
     *("config", "machine", "manifests", "progress", "voice", "parts", "files", "errors"),
