@@ -23,7 +23,7 @@ CAPTIONS = {
     "de": "zwei große Äpfel über einem Würfel, „grün“",
     "ko": "큰 빨간 원 세 개와 파란 별 두 개",
     "ja": "三つの大きな赤い円と青い星",
-    "markup": "a < b & c > d, \"quoted\", it's 100 % <b>bold</b>",
+    "markup": 'a < b & c > d, "quoted", it\'s 100 % <b>bold</b>',
 }
 SIDECARS = [name for name, row in WRITERS.items() if isinstance(row, Sidecar)]
 SUBJECTS = "<dc:subject><rdf:Bag><rdf:li>개</rdf:li><rdf:li>Hund</rdf:li></rdf:Bag></dc:subject>"
@@ -242,7 +242,7 @@ def test_no_two_pictures_share_a_sidecar(names: set[str]) -> None:
 def test_a_sheet_keeps_what_it_had(tmp_path: Path) -> None:
     path = tmp_path / "captions.csv"
     path.write_bytes(
-        "\ufefffilename;who;caption\r\na.jpg;Eva;ein Hund\r\na.jpg;Jo;\"ein; Tier\"\r\nz.jpg;;옛\r\n".encode()
+        '\ufefffilename;who;caption\r\na.jpg;Eva;ein Hund\r\na.jpg;Jo;"ein; Tier"\r\nz.jpg;;옛\r\n'.encode()
     )
     table = Table(path)
     assert table.text("a.jpg") == "ein Hund\nein; Tier" and table.text("b.jpg") is None
