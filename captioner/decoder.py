@@ -14,7 +14,8 @@ them to 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import keras
@@ -24,7 +25,7 @@ import tensorflow as tf
 from captioner.config import DecoderConfig
 from captioner.errors import RunError
 from captioner.optimisers import load_regularizer
-from captioner.packing import active_pictures
+from captioner.packing import Beside, Layout, Packed
 from captioner.recurrence import Recurrence, Tensor, Weights
 
 
@@ -34,26 +35,6 @@ class Memory(NamedTuple):
     keys: Tensor
     values: Tensor
     mean: Tensor
-
-
-class Packed(NamedTuple):
-    """The real words of a batch.
-
-    Attributes:
-        outputs: (M, O) what the output matrix is applied to.
-        logits: (M, V).
-        words: (M,) int32, the words that should have been written.
-        weights: (M,) float32.
-        attention: (S, R, P), mean over heads, zero where a caption has ended.
-        place: (S, 2) int64: word number and picture number of each packed row.
-    """
-
-    outputs: Tensor
-    logits: Tensor
-    words: Tensor
-    weights: Tensor
-    attention: Tensor
-    place: Tensor
 
 
 class CaptionDecoder(keras.Model):
@@ -88,6 +69,7 @@ class CaptionDecoder(keras.Model):
         heads = config.heads if config.attention == "dot" else 1
         self.recurrence = Recurrence(config.attention, heads, self.products)
         self._seed = seed * 1000
+        self._casts: dict[str, Tensor] | None = None
         V, C, U, E = vocabulary_size, channels, config.units, config.embedding
         A = D = U
         self.outputs_width = E if config.tied else U
@@ -109,6 +91,15 @@ class CaptionDecoder(keras.Model):
         self.word_bias = self._vector("word_bias", V)
         self.built = True
 
+    @contextmanager
+    def casts_shared(self) -> Iterator[None]:
+        """Within, each matrix is cast once for all towers; its gradients are added, then cast."""
+        self._casts = {}
+        try:
+            yield
+        finally:
+            self._casts = None
+
     # The picture, once.
 
     def prepare(self, features: Tensor, seed: Tensor | None = None) -> Memory:
@@ -123,8 +114,11 @@ class CaptionDecoder(keras.Model):
             features *= kept
         A, cells = self.config.units, tf.shape(features)[1]
         parts = []
-        for columns in (slice(None, A), slice(A, None)):  # the kernel is cut, not the larger product
-            part = self._affine(features, self.grid_kernel[:, columns], self.grid_bias[columns])
+        kernels = tf.split(
+            self._cast(self.grid_kernel), 2, axis=1
+        )  # the kernel is cut, not the larger product
+        for columns, kernel in zip((slice(None, A), slice(A, None)), kernels, strict=True):
+            part = self._affine(features, kernel, self.grid_bias[columns])
             if self.sentinel is not None:
                 extra = tf.repeat(self.sentinel[None, :, columns], tf.shape(features)[0], axis=0)
                 part = tf.concat([part, extra], 1)  # (B, P + 1, ·)
@@ -161,22 +155,22 @@ class CaptionDecoder(keras.Model):
         """`step` for a search over these pictures; what stays from word to word is made here, once."""
         B = tf.shape(memory.keys)[0]
         keys, values = (tf.cast(x, self.products) for x in memory[:2])
-        weights = self._weights(cast=True)
+        weights, bias = self._weights(), self._gate_bias()
         kernels = (self.input_kernel, self.output_kernel, self._word_matrix())
         inner, outer, word = (tf.cast(x, self.products) for x in kernels)
 
         def step(words: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            inputs = self._affine(tf.gather(self.embedding, words), inner, self.input_bias)  # (N, 3U)
-            rows = [tf.reshape(x, [B, -1, x.shape[-1]]) for x in (state, inputs)]  # (B, K, ·)
-            new = self.recurrence.word(rows[0], rows[1], keys, values, weights)
-            both = tf.concat([new.state, new.context], -1)  # (B, K, U + D)
-            outputs = self._affine(tf.reshape(both, [-1, both.shape[-1]]), outer, self.output_bias)
+            inputs = self._affine(tf.gather(self.embedding, words), inner, bias)  # (N, 3U)
+            rows = Beside(tf.shape(words)[0] // B)
+            new = self.recurrence.word(state, inputs, (keys, values), weights, rows)
+            both = tf.concat([tf.cast(new.state, self.products), new.context], -1)  # (N, U + D)
+            outputs = self._affine(both, outer, self.output_bias)
             logits = self._affine(outputs, word, self.word_bias, self.word_kernel is None)  # (N, V)
             attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
             attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
             if self.sentinel is not None:
                 attention = attention[:, :-1]
-            return logits, tf.reshape(new.state, [-1, new.state.shape[-1]]), attention
+            return logits, new.state, attention
 
         return step
 
@@ -193,10 +187,8 @@ class CaptionDecoder(keras.Model):
         weights = tf.cast(tf.not_equal(words_in, 0), tf.float32)
         real = self.packed_logits((features, words_in), words_in, weights, seed if training else None)
         B, R, T = (tf.shape(words_in)[i] for i in range(3))
-        where = tf.where(tf.transpose(weights, [2, 0, 1]) > 0)  # (M, 3): t, b, r, the packed order
-        dense = tf.scatter_nd(
-            tf.gather(where, [1, 2, 0], axis=1), real.logits, [*map(_long, (B, R, T, self.vocabulary_size))]
-        )
+        where = tf.reverse(real.rows, [1])  # (M, 2): caption, word
+        dense = tf.scatter_nd(where, real.logits, [B * R, T, self.vocabulary_size])
         return tf.reshape(dense, [B, R, T, self.vocabulary_size])
 
     def packed_logits(
@@ -207,33 +199,32 @@ class CaptionDecoder(keras.Model):
         Args:
             inputs: features (B, P, C) and words_in (B, R, T), 0 after a caption's end.
             words_out: (B, R, T) the words to be written.
-            weights: (B, R, T), 0 where there is no word.
+            weights: (B, R, T), 0 after a caption's end, and for captions to be left out.
             seed: (2,) int32 of this step's dropout; None: no dropout.
         """
         features, words_in = inputs
         memory = self.prepare(features, seed)
         by_word = [tf.transpose(x, [2, 0, 1]) for x in (words_in, words_out, weights)]  # (T, B, R)
-        active, place = active_pictures(by_word[2])
-        words, targets, weights = (tf.gather_nd(x, place) for x in by_word)  # (S, R)
+        layout = Layout(by_word[2])
+        rows, place = layout.rows(), layout.picture_rows()
+        captions = [tf.reshape(x, [tf.shape(x)[0], -1]) for x in by_word]  # (T, B * R)
+        words, targets, kept = (tf.gather_nd(x, rows) for x in captions)  # (S,)
 
-        embedded = tf.gather(self.embedding, words)  # (S, R, E)
+        embedded = tf.gather(self.embedding, words)  # (S, E)
         embedded = _dropout(embedded, self.config.dropout, seed, 1)
-        gates = self._affine(embedded, self.input_kernel, self.input_bias)  # (S, R, 3U)
-        start = tf.repeat(self.initial_state(memory)[:, None], tf.shape(words)[1], axis=1)  # (B, R, U)
-        states, contexts, attention = self.recurrence.run(gates, active, start, memory[:2], self._weights())
+        gates = self._affine(embedded, self.input_kernel, self._gate_bias())  # (S, 3U)
+        start = tf.gather(self.initial_state(memory), layout.order // layout.R)  # (B * R, U)
+        states, contexts, attention = self.recurrence.run(gates, layout, start, memory[:2], self._weights())
 
-        real = tf.where(tf.reshape(weights, [-1]) != 0)[:, 0]  # (M,)
-        states, contexts = (tf.gather(tf.reshape(x, [-1, x.shape[-1]]), real) for x in (states, contexts))
-        outputs = _dropout(self._outputs(states, contexts), self.config.dropout, seed, 2)  # (M, O)
-        targets, kept = (tf.gather(tf.reshape(x, [-1]), real) for x in (targets, weights))
-        looks = tf.reduce_mean(attention, 1) * tf.cast(weights != 0, tf.float32)[..., None]  # (S, R, P)
+        both = tf.concat([tf.cast(states, self.products), contexts], -1)  # (S, U + D)
+        outputs = self._affine(both, self.output_kernel, self.output_bias)
+        outputs = _dropout(outputs, self.config.dropout, seed, 2)  # (S, O)
+        on = tf.cast(tf.gather_nd(by_word[2], place) != 0, tf.float32)  # (L, R)
+        looks = tf.reduce_mean(attention, 1) * on[..., None]  # (L, R, P)
         if self.sentinel is not None:
             looks = looks[..., :-1]
-        return Packed(outputs, self.logits(outputs), targets, kept, looks, place)
-
-    def logits(self, outputs: Tensor) -> Tensor:
-        """(M, O) -> (M, V)."""
-        return self._affine(outputs, self._word_matrix(), self.word_bias, self.word_kernel is None)
+        matrix, bias = self._cast(self._word_matrix()), tf.convert_to_tensor(self.word_bias)
+        return Packed(outputs, matrix, bias, self.word_kernel is None, targets, kept, rows, looks, place)
 
     # Weights as plain arrays.
 
@@ -267,25 +258,33 @@ class CaptionDecoder(keras.Model):
 
     # Helpers.
 
-    def _outputs(self, states: Tensor, contexts: Tensor) -> Tensor:
-        return self._affine(tf.concat([states, contexts], -1), self.output_kernel, self.output_bias)
-
     def _word_matrix(self) -> Any:
         return self.embedding if self.word_kernel is None else self.word_kernel
 
-    def _weights(self, cast: bool = False) -> Weights:
+    def _weights(self) -> Weights:
         score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
-        matrices = [tf.convert_to_tensor(x) for x in (self.state_kernel, self.context_kernel)]
-        if cast:
-            matrices = [tf.cast(x, self.products) for x in matrices]
-        return Weights(matrices[0], tf.convert_to_tensor(self.state_bias), matrices[1], score)
+        matrices = [self._cast(x) for x in (self.state_kernel, self.context_kernel)]
+        return Weights(matrices[0], self.state_bias[-self.config.units :], matrices[1], score)
+
+    def _gate_bias(self) -> Tensor:
+        """(3U,): what is added before the gates; only the candidate's state side has a bias of its own."""
+        U = self.config.units
+        return self.input_bias + tf.concat([self.state_bias[: 2 * U], tf.zeros([U])], 0)
 
     def _affine(self, a: Tensor, kernel: Any, bias: Any, transposed: bool = False) -> Tensor:
         """a (…, X) times kernel, plus bias (Y,): (…, Y) float32."""
         flat = tf.reshape(a, [-1, a.shape[-1]])
-        product = self.recurrence.product(flat, tf.cast(kernel, self.products), transposed)
+        product = self.recurrence.product(flat, self._cast(kernel), transposed)
         product = tf.nn.bias_add(product, bias)  # its gradient sums rows much faster than that of +
         return tf.reshape(product, [*tf.unstack(tf.shape(a)[:-1]), product.shape[-1]])
+
+    def _cast(self, kernel: Any) -> Tensor:
+        """A kernel in the dtype of the products."""
+        if self._casts is None or isinstance(kernel, tf.Tensor):
+            return tf.cast(kernel, self.products)
+        if kernel.name not in self._casts:
+            self._casts[kernel.name] = tf.cast(kernel, self.products)
+        return self._casts[kernel.name]
 
     def _matrix(self, name: str, rows: int, columns: int, scale: float = 0.0) -> Any:
         self._seed += 1
@@ -309,7 +308,3 @@ def _dropout(x: Tensor, rate: float, seed: Tensor | None, place: int) -> Tensor:
     if seed is None or rate == 0:
         return x
     return tf.nn.experimental.stateless_dropout(x, rate, seed=seed + [0, place * 7919])
-
-
-def _long(x: Any) -> Tensor:
-    return tf.cast(x, tf.int64)

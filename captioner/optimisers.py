@@ -177,7 +177,9 @@ class Updater(tf.Module):
         step = tf.cast(self.optimizers[0 if self.groups[0] else 1].iterations, tf.float32)
         decay = tf.minimum(self.phase.average, (1 + step) / (10 + step))
         for average, variable in zip(self.averages, self.variables_trained, strict=True):
-            average.assign_sub((1 - decay) * (average - variable))
+            tf.raw_ops.ResourceApplyGradientDescent(  # a pass over memory less than assign_sub
+                var=average.handle, alpha=1 - decay, delta=average - variable
+            )
 
     def learning_rate(self) -> float:
         """The decoder's present rate (the encoder's, if it alone is trained)."""

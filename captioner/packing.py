@@ -1,32 +1,142 @@
 """Where the words of a batch lie: the packed layout, and what is stored and summed in it.
 
-A batch's pictures stand longest caption first, so those active at word t are the first `active[t]`; their
-rows follow one another word by word, (S, R, ·), S being the sum of `active`. All captions of a picture sit
-beside each other, so a picture's grid is read once for all of them. Letters as in `decoder.py`.
+Captions stand longest first, so those with a word t are the first `captions[t]` rows; the rows of the words
+follow one another, (S, ·), S being the sum of `captions`: no row is spent on a caption that has ended.
+Attention reads a picture's grid once for all its captions: for it, rows are spread to (N, R, ·), the first
+N = `pictures[t]` pictures with all their captions, zeros for those that have ended.
+
+Letters as in `decoder.py`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 Tensor = Any
 
 
-def active_pictures(weights: Tensor) -> tuple[Tensor, Tensor]:
-    """From weights (T, B, R): pictures active at each word (T,), and the packed rows' (word, picture) (S, 2).
+class Packed(NamedTuple):
+    """The real words of a batch.
 
-    A picture stays active while any picture after it does, so that any order is right. All are active at the
-    first word, even those without a weight (not readable, or no advantage), which gives them a gradient of 0.
+    Attributes:
+        outputs: (M, O) what the output matrix is applied to.
+        matrix: (O, V), or (V, O) if `tied`; in the dtype of the products.
+        bias: (V,).
+        tied: the matrix is the embedding.
+        words: (M,) int32, the words that should have been written.
+        weights: (M,) float32.
+        rows: (M, 2) int32: word number and caption number, b * R + r, of each.
+        attention: (L, R, P), mean over heads, zero where a caption has ended; L is the sum of `pictures`.
+        place: (L, 2) int64: word number and picture number of each of its rows.
     """
-    used = tf.reduce_any(weights != 0, -1)  # (T, B)
-    later = tf.reverse(tf.cumsum(tf.cast(tf.reverse(used, [0, 1]), tf.int32), axis=0), [0])
-    later = tf.cumsum(later, axis=1) > 0  # (T, B), pictures reversed
-    active = tf.reduce_sum(tf.cast(later, tf.int32), 1)
-    B = tf.shape(weights)[1]
-    active = tf.maximum(active, B * tf.one_hot(0, tf.shape(active)[0], dtype=tf.int32))
-    return active, tf.where(tf.range(B)[None] < active[:, None])
+
+    outputs: Tensor
+    matrix: Tensor
+    bias: Tensor
+    tied: bool
+    words: Tensor
+    weights: Tensor
+    rows: Tensor
+    attention: Tensor
+    place: Tensor
+
+    @property
+    def logits(self) -> Tensor:
+        """(M, V) float32."""
+        x = tf.cast(self.outputs, self.matrix.dtype)
+        return tf.nn.bias_add(
+            tf.cast(tf.matmul(x, self.matrix, transpose_b=self.tied), tf.float32), self.bias
+        )
+
+
+class Beside(NamedTuple):
+    """Rows of a search: all captions of a picture side by side.
+
+    Attributes:
+        captions: of a picture.
+    """
+
+    captions: Tensor
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(N * R, d) -> (N, R, d)."""
+        return tf.reshape(x, [-1, self.captions, x.shape[-1]])
+
+    def collect(self, x: Tensor) -> Tensor:
+        """(N, R, d) -> (N * R, d)."""
+        return tf.reshape(x, [-1, x.shape[-1]])
+
+
+class Sorted(NamedTuple):
+    """Rows of one word in training: the captions that have it, longest first.
+
+    Attributes:
+        order: (n,) the caption, b * R + r, of each row.
+        place: (N * R,) the row of each caption; n for those that have ended.
+        captions: R of a picture.
+    """
+
+    order: Tensor
+    place: Tensor
+    captions: Tensor
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(n, d) -> (N, R, d), zeros where a caption has ended."""
+        rows = tf.gather(tf.concat([x, tf.zeros([1, x.shape[-1]], x.dtype)], 0), self.place)
+        return tf.reshape(rows, [-1, self.captions, x.shape[-1]])
+
+    def collect(self, x: Tensor) -> Tensor:
+        """(N, R, d) -> (n, d)."""
+        return tf.gather(tf.reshape(x, [-1, x.shape[-1]]), self.order)
+
+
+class Layout:
+    """Which captions and pictures have which words.
+
+    Args:
+        weights: (T, B, R); from a caption's first word on, up to its last, none is 0.
+
+    Attributes:
+        captions: (T,) captions with a word t, never rising.
+        pictures: (T,) pictures up to the last one that has such a caption, never rising; all at the first
+            word, even those without a caption, whose gradient is 0.
+        order: (B * R,) captions, longest first.
+        place: (B * R,) the inverse.
+    """
+
+    def __init__(self, weights: Tensor) -> None:
+        T, self.B, self.R = (tf.shape(weights)[i] for i in range(3))
+        t = tf.range(T)[:, None, None]
+        lengths = tf.reduce_max(tf.where(weights != 0, t + 1, 0), 0)  # (B, R)
+        on = lengths[None] > t  # (T, B, R)
+        self.captions = tf.reduce_sum(tf.cast(on, tf.int32), [1, 2])
+        pictures = tf.reduce_max(tf.where(on, tf.range(1, self.B + 1)[None, :, None], 0), [1, 2])
+        self.pictures = tf.maximum(pictures, self.B * tf.one_hot(0, T, dtype=tf.int32))
+        self.order = tf.argsort(tf.reshape(-lengths, [-1]), stable=True)
+        self.place = tf.math.invert_permutation(self.order)
+        self.first = tf.cumsum(self.captions, exclusive=True)
+        self.first_picture = tf.cumsum(self.pictures, exclusive=True)
+
+    def rows(self) -> Tensor:
+        """(S, 2) int32: word and caption of each row."""
+        found = tf.where(tf.range(self.B * self.R)[None] < self.captions[:, None])  # (S, 2)
+        return tf.stack([tf.cast(found[:, 0], tf.int32), tf.gather(self.order, found[:, 1])], 1)
+
+    def picture_rows(self) -> Tensor:
+        """(L, 2) int64: word and picture of each row of the attention."""
+        return tf.where(tf.range(self.B)[None] < self.pictures[:, None])
+
+    def at(self, t: Tensor) -> Sorted:
+        """The rows of a word."""
+        n = self.captions[t]
+        return Sorted(self.order[:n], tf.minimum(self.place[: self.pictures[t] * self.R], n), self.R)
+
+    def of(self, t: Tensor) -> tuple[slice, slice]:
+        """Where its rows are among those of all words: captions, pictures."""
+        start, first = self.first[t], self.first_picture[t]
+        return slice(start, start + self.captions[t]), slice(first, first + self.pictures[t])
 
 
 class Tape:
@@ -35,9 +145,9 @@ class Tape:
     def __init__(self, arrays: dict[str, Any], memory: tuple[Tensor, Tensor], U: int) -> None:
         (_, H, P, A), (_, _, _, D) = (x.shape for x in memory)
         special: dict[str, Any] = {"query": (None, H, None, A), "attention": (None, H, None, P)}
-        special["context"] = (None, None, H * D)
+        special["context"] = (None, H * D)
         self.arrays = arrays
-        self.shapes = {name: special.get(name, (None, None, U)) for name in arrays}
+        self.shapes = {name: special.get(name, (None, U)) for name in arrays}
 
     def read(self, name: str, t: Tensor) -> Tensor:
         """One word's rows, (N, …)."""

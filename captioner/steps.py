@@ -127,10 +127,11 @@ class Steps:
         variables = [v.value for v in self.updater.variables_trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            losses = [
-                self._tower_loss(part, seed + [0, self._place(number) * 104_729])
-                for number, part in enumerate(_parts(towers, batch))
-            ]
+            with self.decoder.casts_shared():
+                losses = [
+                    self._tower_loss(part, seed + [0, self._place(number) * 104_729])
+                    for number, part in enumerate(_parts(towers, batch))
+                ]
             words = self._everywhere(tf.add_n([loss.words for loss in losses]))
             total = tf.add_n([loss.objective * loss.words for loss in losses])
             objective = tf.math.divide_no_nan(total, words) + self._penalty()
@@ -280,7 +281,9 @@ def _any_size(x: Any) -> tf.TensorSpec:
 
 def _parts(towers: int, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:
     """The batch dealt out, so that each part has long and short captions."""
-    return [[x[number::towers] for x in batch] for number in range(towers)]
+    rows = tf.range(tf.shape(batch[0])[0])
+    # Not x[number::towers], which goes number by number; this copies whole rows.
+    return [[tf.gather(x, rows[number::towers]) for x in batch] for number in range(towers)]
 
 
 def _as_batch(words: Tensor, lengths: Tensor, advantages: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,13 +10,14 @@ from captioner.config import DecoderConfig, PhaseConfig
 from captioner.decoder import CaptionDecoder
 from captioner.errors import ConfigError
 from captioner.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
+from captioner.packing import Packed
 
 V = 9
 
 
 def half_of(logits, words, weights):
     """A loss of one's own: half the cross entropy."""
-    return 0.5 * tf.reduce_mean(cross_entropy(logits, words, 0.0)[0] * weights)
+    return 0.5 * tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(words, logits) * weights)
 
 
 def packed(extra_padding: int = 0, **config):
@@ -29,33 +30,43 @@ def packed(extra_padding: int = 0, **config):
     return decoder.packed_logits((grids, words_in), words_out, (words_out > 0).astype("float32"))
 
 
+def words_of(outputs, matrix, words, tied=False) -> Packed:
+    """Packed words with a bias of 0, 1, 2, … tenths."""
+    bias = tf.range(float(V)) / 10
+    outputs, matrix = (tf.convert_to_tensor(x, tf.float32) for x in (outputs, matrix))
+    return Packed(outputs, matrix, bias, tied, tf.constant(words), tf.ones([len(words)]), None, None, None)
+
+
 def test_uniform_logits_give_log_v():
-    smoothed, plain, hit = cross_entropy(tf.zeros([2, V]), tf.constant([4, 3]), 0.1)
+    batch = words_of(np.zeros((2, 3)), np.zeros((3, V)), [4, 3])._replace(bias=tf.zeros([V]))
+    smoothed, plain, hit = cross_entropy(batch, 0.1)
     np.testing.assert_allclose(plain, np.log(V), rtol=1e-6)
     np.testing.assert_allclose(smoothed, np.log(V), rtol=1e-6)
     assert hit.numpy().tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
-def test_cross_entropy_and_its_gradient_are_those_of_log_softmax(smoothing):
+@pytest.mark.parametrize("tied", [False, True])
+def test_cross_entropy_and_its_gradients_are_those_of_log_softmax(smoothing, tied):
     rng = np.random.default_rng(3)
-    logits = tf.constant(rng.normal(size=(6, V)) * 5, tf.float32)
-    words, weighting = tf.constant([0, 1, 2, 3, 4, 8]), tf.range(6.0)
+    outputs, matrix = (rng.normal(size=shape) * 2 for shape in ((6, 4), (V, 4) if tied else (4, V)))
+    batch, weighting = words_of(outputs, matrix, [0, 1, 2, 3, 4, 8], tied), tf.range(6.0)
     with tf.GradientTape(persistent=True) as tape:
-        tape.watch(logits)
-        log_p = tf.nn.log_softmax(logits)
-        target = tf.gather(log_p, words, batch_dims=1)
+        tape.watch(batch[:3])
+        log_p = tf.nn.log_softmax(batch.logits)
+        target = tf.gather(log_p, batch.words, batch_dims=1)
         expected = -(1 - smoothing) * target - smoothing * tf.reduce_mean(log_p, -1)
-        found, plain, _ = cross_entropy(logits, words, smoothing)
+        found, plain, _ = cross_entropy(batch, smoothing)
         expected_sum, found_sum = (tf.reduce_sum(x * weighting) for x in (expected, found))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(plain, -target, rtol=1e-5, atol=1e-6)
-    slopes = [tape.gradient(x, logits) for x in (found_sum, expected_sum)]
-    np.testing.assert_allclose(slopes[0], slopes[1], atol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(plain, -target, rtol=1e-5, atol=1e-5)
+    for one, other in zip(*(tape.gradient(x, batch[:3]) for x in (found_sum, expected_sum)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_a_certain_model_that_is_wrong_has_a_finite_loss():
-    _, nats, _ = cross_entropy(tf.constant([[200.0, 0.0]]), tf.constant([1]), 0.0)
+    batch = words_of([[1.0]], [[200.0, *[0.0] * (V - 1)]], [1])._replace(bias=tf.zeros([V]))
+    _, nats, _ = cross_entropy(batch, 0.0)
     assert float(nats[0]) == pytest.approx(200.0)
 
 
@@ -86,12 +97,12 @@ def test_coverage_is_zero_where_each_cell_is_looked_at_once():
 def test_a_reward_pushes_words_up_and_a_penalty_down():
     batch = packed()
     with tf.GradientTape(persistent=True) as tape:
-        tape.watch(batch.logits)
-        rewarded = reward_loss(batch._replace(weights=tf.ones(6)), tf.constant(6.0))
-        punished = reward_loss(batch._replace(weights=-tf.ones(6)), tf.constant(6.0))
-    up, down = tape.gradient(rewarded, batch.logits), tape.gradient(punished, batch.logits)
+        tape.watch(batch.bias)
+        rewarded = reward_loss(batch._replace(weights=tf.one_hot(0, 6)), tf.constant(6.0))
+        punished = reward_loss(batch._replace(weights=-tf.one_hot(0, 6)), tf.constant(6.0))
+    up, down = tape.gradient(rewarded, batch.bias), tape.gradient(punished, batch.bias)
     first = int(batch.words[0])
-    assert float(up[0, first]) < 0 < float(down[0, first])
+    assert float(up[first]) < 0 < float(down[first])
 
 
 def test_a_loss_of_ones_own():
