@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -294,14 +295,16 @@ def _read_h5(spec: EncoderSpec, path: Path, bare: Any) -> None:
     if path.suffix not in (".h5", ".hdf5"):
         raise EncoderError(f"{path}: expected a file that ends in .weights.h5, .h5, .safetensors or .pth")
     try:
-        bare.load_weights(str(path))
+        with warnings.catch_warnings():  # Keras warns of each layer before it says that none fits
+            warnings.simplefilter("ignore")
+            bare.load_weights(str(path))
     except OSError as error:
         raise EncoderError(f"{path}: damaged, cannot be read as HDF5 ({error}); fetch it again") from error
     except (ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EncoderError(
             f"{path}: these weights do not fit encoder {spec.name} without its classifier ({reason}); "
-            "expected what keras.applications saves with include_top=False"
+            "expected what keras.applications saves with include_top=False, or an EfficientNet-Lite's .pth"
         ) from error
 
 

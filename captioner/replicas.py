@@ -26,6 +26,7 @@ import tensorflow as tf
 from captioner import train as alone
 from captioner.checkpoints import Run
 from captioner.config import Config, PhaseConfig
+from captioner.datasets import CaptionedImage
 from captioner.errors import CaptionerError, ConfigError
 from captioner.features import FeatureStore, extract, extract_part
 from captioner.loop import Loop
@@ -239,19 +240,17 @@ class TeamTraining(alone.Training):
     def _has_begun(self, phase: str) -> bool:
         return bool(self.team.from_first([super()._has_begun(phase)])[0])
 
-    def _store(self) -> FeatureStore:
+    def _extract(self, records: list[CaptionedImage]) -> FeatureStore:
         """Each extracts a part; the first takes them in; those who have other disks do the rest."""
-        key = self.encoder.digest
-        if key not in self.extracted and self.team.workers > 1:
-            everyone = self.records["train"] + self.records["dev"]
+        if self.team.workers > 1:
             part = Part(self.team.number + 1, self.team.workers)
-            extract_part(everyone, self.encoder, part, quiet=self.quiet)
+            extract_part(records, self.encoder, part, quiet=self.quiet)
             for turn in range(self.team.workers):
                 self.team.meet()
                 if turn == self.team.number:
-                    extract(everyone, self.encoder, quiet=True)
+                    extract(records, self.encoder, quiet=True)
             self.team.meet()
-        return super()._store()
+        return super()._extract(records)
 
 
 def _parts(config: Config, team: Team) -> int:

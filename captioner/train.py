@@ -24,7 +24,7 @@ from captioner.batches import CaptionTable, PictureSource, TrainingBatches
 from captioner.budget import within
 from captioner.checkpoints import DATA, Run
 from captioner.config import Config, PhaseConfig
-from captioner.datasets import Split, load_split
+from captioner.datasets import CaptionedImage, Split, load_split
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder, load_encoder
 from captioner.errors import DataError, MissingExtra
@@ -127,7 +127,7 @@ class Training:
         )
         self.decoder.start_from_frequencies(_word_counts(_captions(splits["train"]), run.vocabulary))
         self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
-        self.extracted: dict[str, FeatureStore] = {}
+        self.extracted: dict[Any, FeatureStore] = {}
 
     @property
     def config(self) -> Config:
@@ -141,9 +141,7 @@ class Training:
             seconds: there are for everything.
             since: `time.monotonic()` when they began.
         """
-        costs = {}
-        for number, name in enumerate(self.config.phases):
-            costs[name] = self._epoch_seconds(number, name)
+        costs = {name: self._epoch_seconds(number, name) for number, name in enumerate(self.config.phases)}
         spent = time.monotonic() - since
         config = within(self.config, costs, seconds - spent)
         self.run.replace_config(config)
@@ -225,23 +223,24 @@ class Training:
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:
         """Features of frozen encoders come from the cache, everything else from the pictures."""
         if "encoder" not in phase.trains and not phase.augment:
-            store = self._store()
+            store = self._store("train", "dev")
             return {"train": store, "dev": store}
         everyone = self.records["train"] + self.records["dev"]
         source = PictureSource(everyone, self.encoder.size, quiet=self.quiet)
-        if "encoder" in phase.trains:
-            return {"train": source, "dev": source}
-        return {"train": source, "dev": self._store()}
+        return {"train": source, "dev": source if "encoder" in phase.trains else self._store("dev")}
 
-    def _store(self) -> FeatureStore:
-        key = self.encoder.digest
+    def _store(self, *splits: str) -> FeatureStore:
+        key = (self.encoder.digest, splits)
         if key not in self.extracted:
-            everyone = self.records["train"] + self.records["dev"]
-            store = extract(everyone, self.encoder, quiet=self.quiet)
+            records = [record for split in splits for record in self.records[split]]
+            store = self._extract(records)
             for failure in store.failures:
                 say(f"{failure.path}: {failure.reason}; left out", quiet=self.quiet)
             self.extracted[key] = store
         return self.extracted[key]
+
+    def _extract(self, records: list[CaptionedImage]) -> FeatureStore:
+        return extract(records, self.encoder, quiet=self.quiet)
 
     def _table(self, split: str, source: Any) -> CaptionTable:
         """Captions of the pictures that have features; of all, where they are read as training goes."""
