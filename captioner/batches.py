@@ -195,7 +195,10 @@ class TrainingBatches:
             return (features, words_in), words_out, weights
 
         steps = tf.data.Dataset.range(skip, len(plan))
-        return steps.map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
+        options = tf.data.Options()
+        options.autotune.enabled = False  # nothing to tune; its thread ends a second after the last batch
+        batches = steps.map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
+        return batches.with_options(options)
 
     def _batch(self, pictures: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         limit = self.phase.captions_per_picture
