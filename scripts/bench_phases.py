@@ -27,6 +27,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     material.add_arguments(parser)
+    parser.set_defaults(encoder="efficientnet_lite1")  # the recipe's
     parser.add_argument("--vocabulary", type=int, default=2500, help="V; default: %(default)s")
     parser.add_argument("--steps", type=int, default=12, help="of each a round; default: %(default)s")
     parser.add_argument("--longest", type=int, default=36, help="words of the longest drawn caption")
