@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Where the time of each stage goes: TensorFlow's own profile of a few steps, added up by kind of operation.
 
-    python scripts/profile_steps.py --data FLICKR8K --weights WEIGHTS          every stage
+    python scripts/profile_steps.py --data FLICKR8K --weights imagenet         every stage
     python scripts/profile_steps.py --stages train textbook --top 20           two, operation by operation
 
 Stages are those of the other benchmarks: `train` and `textbook` train on cached features, `finetune` and
@@ -75,6 +75,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     material.add_arguments(parser)
+    parser.set_defaults(encoder="efficientnet_lite1")  # that of the recipe whose later phases are profiled
     parser.add_argument("--stages", nargs="+", choices=SIDES, default=list(SIDES), help="default: all")
     parser.add_argument("--top", type=int, default=0, help="show so many operations one by one, too")
     parser.add_argument("--steps", type=int, default=8, help="profiled of each stage; default: %(default)s")

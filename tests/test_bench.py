@@ -77,6 +77,14 @@ def test_later_phases() -> None:
 
 
 @pytest.mark.slow
+def test_profiles() -> None:
+    _, line = run("profile_steps.py", "--stages", "train", "finetune", "features")
+    shares = {stage: found["kinds"] for stage, found in line["stages"].items()}
+    assert shares["train"]["matrix products"] > 0
+    assert shares["finetune"]["convolutions"] > 0 and shares["features"]["convolutions"] > 0
+
+
+@pytest.mark.slow
 def test_growth_and_pictures_of_a_data_set(scenes_folder: Path) -> None:
     printed, line = run("bench_train.py", "--data", str(scenes_folder), "--grow", "batch")
     assert [row["batch"] for row in line["growth"]["batch"]] == [2, 8, 32]
