@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import captioner
-from captioner.best import read_best, read_info, save_best
+from captioner.best import part, read_best, read_info, save_best
 from captioner.config import Config
 from captioner.errors import ConfigError, RunError
 from captioner.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
@@ -216,13 +216,13 @@ class Run:
         # By the configuration's name: it may be a "package.module:name".
         wanted, size = self.config.encoder, info["size"][0]
         encoder = load_encoder(
-            wanted.name, weights=_part(arrays, "encoder/"), size=size, mirrored=wanted.mirrored
+            wanted.name, weights=part(arrays, "encoder/"), size=size, mirrored=wanted.mirrored
         )
         self._check_encoder(encoder)
         decoder = CaptionDecoder(
             self.config.decoder, vocabulary_size=len(self.vocabulary), channels=info["channels"]
         )
-        decoder.load_weights_dict(_part(arrays, "decoder/"))
+        decoder.load_weights_dict(part(arrays, "decoder/"))
         return decoder, encoder
 
     def info(self) -> dict[str, Any]:
@@ -254,11 +254,11 @@ class Run:
 
     def _fitting(self, best: dict[str, Any]) -> dict[str, Any]:
         fits = best.pop("fits")
-        for part, own in self._fits().items():
-            if fits[part] != own:
+        for side, own in self._fits().items():
+            if fits[side] != own:
                 raise RunError(
-                    f"{self.folder / BEST}: these weights do not fit this run's {part} ({own}), they were "
-                    f"trained with another ({fits[part]}); {REMEDY}"
+                    f"{self.folder / BEST}: these weights do not fit this run's {side} ({own}), they were "
+                    f"trained with another ({fits[side]}); {REMEDY}"
                 )
         return best
 
@@ -273,10 +273,6 @@ class Run:
 
     def _version(self) -> str:
         return str(_read_config(self.folder)["captioner"])
-
-
-def _part(arrays: Mapping[str, Any], start: str) -> dict[str, Any]:
-    return {name.removeprefix(start): array for name, array in arrays.items() if name.startswith(start)}
 
 
 def _describe(encoder: Any) -> dict[str, Any]:

@@ -114,9 +114,7 @@ class CaptionDecoder(keras.Model):
             features *= kept
         A, cells = self.config.units, tf.shape(features)[1]
         parts = []
-        kernels = tf.split(
-            self._cast(self.grid_kernel), 2, axis=1
-        )  # the kernel is cut, not the larger product
+        kernels = tf.split(self._cast(self.grid_kernel), 2, axis=1)  # this is cut, not the larger product
         for columns, kernel in zip((slice(None, A), slice(A, None)), kernels, strict=True):
             part = self._affine(features, kernel, self.grid_bias[columns])
             if self.sentinel is not None:

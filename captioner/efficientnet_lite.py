@@ -28,13 +28,8 @@ _STAGES = (
     (5, 2, 6, 192, 4),
     (3, 1, 6, 320, 1),
 )
-
-
-_SIZES = (
-    (1.0, 1.0),
-    (1.0, 1.1),
-    (1.1, 1.2),
-)  # factors of channels and of blocks (Tan and Le 2019, section 5)
+# Factors of channels and of blocks (Tan and Le 2019, section 5).
+_SIZES = ((1.0, 1.0), (1.0, 1.1), (1.1, 1.2))
 
 
 def efficientnet_lite(number: int) -> Callable[[str | None, int], Any]:
