@@ -14,8 +14,7 @@ them to 1e-5.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -26,6 +25,7 @@ from captioner.config import DecoderConfig
 from captioner.errors import RunError
 from captioner.optimisers import load_regularizer
 from captioner.packing import Beside, Layout, Packed
+from captioner.products import Kernels, affine, with_ones
 from captioner.recurrence import Recurrence, Tensor, Weights
 
 
@@ -65,11 +65,10 @@ class CaptionDecoder(keras.Model):
     ) -> None:
         super().__init__(name="decoder")
         self.config, self.vocabulary_size, self.channels = config, vocabulary_size, channels
-        self.products = tf.bfloat16 if precision == "bfloat16" else tf.float32
+        self.kernels = Kernels(tf.bfloat16 if precision == "bfloat16" else tf.float32)
         heads = config.heads if config.attention == "dot" else 1
-        self.recurrence = Recurrence(config.attention, heads, self.products)
+        self.recurrence = Recurrence(config.attention, heads, self.kernels.dtype)
         self._seed = seed * 1000
-        self._casts: dict[str, Tensor] | None = None
         V, C, U, E = vocabulary_size, channels, config.units, config.embedding
         A = D = U
         self.outputs_width = E if config.tied else U
@@ -91,15 +90,6 @@ class CaptionDecoder(keras.Model):
         self.word_bias = self._vector("word_bias", V)
         self.built = True
 
-    @contextmanager
-    def casts_shared(self) -> Iterator[None]:
-        """Within, each matrix is cast once for all towers; its gradients are added, then cast."""
-        self._casts = {}
-        try:
-            yield
-        finally:
-            self._casts = None
-
     # The picture, once.
 
     def prepare(self, features: Tensor, seed: Tensor | None = None) -> Memory:
@@ -114,9 +104,10 @@ class CaptionDecoder(keras.Model):
             features *= kept
         A, cells = self.config.units, tf.shape(features)[1]
         parts = []
-        kernels = tf.split(self._cast(self.grid_kernel), 2, axis=1)  # this is cut, not the larger product
+        # The kernel is cut, not the larger product.
+        kernels = tf.split(self.kernels.cast(self.grid_kernel), 2, axis=1)
         for columns, kernel in zip((slice(None, A), slice(A, None)), kernels, strict=True):
-            part = self._affine(features, kernel, self.grid_bias[columns])
+            part = affine(features, kernel, self.grid_bias[columns])
             if self.sentinel is not None:
                 extra = tf.repeat(self.sentinel[None, :, columns], tf.shape(features)[0], axis=0)
                 part = tf.concat([part, extra], 1)  # (B, P + 1, ·)
@@ -131,7 +122,7 @@ class CaptionDecoder(keras.Model):
 
     def initial_state(self, memory: Memory) -> Tensor:
         """(B, U): the state before the first word, from the mean of the grid."""
-        return tf.tanh(self._affine(memory.mean, self.start_kernel, self.start_bias))
+        return tf.tanh(affine(memory.mean, self.kernels.cast(self.start_kernel), self.start_bias))
 
     # Word by word, for search.
 
@@ -152,18 +143,18 @@ class CaptionDecoder(keras.Model):
     def stepper(self, memory: Memory) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """`step` for a search over these pictures; what stays from word to word is made here, once."""
         B = tf.shape(memory.keys)[0]
-        keys, values = (tf.cast(x, self.products) for x in memory[:2])
+        keys, values = (tf.cast(x, self.kernels.dtype) for x in memory[:2])
         weights, bias = self._weights(), self._gate_bias()
         kernels = (self.input_kernel, self.output_kernel, self._word_matrix())
-        inner, outer, word = (tf.cast(x, self.products) for x in kernels)
+        inner, outer, word = (tf.cast(x, self.kernels.dtype) for x in kernels)
 
         def step(words: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            inputs = self._affine(tf.gather(self.embedding, words), inner, bias)  # (N, 3U)
+            inputs = affine(tf.gather(self.embedding, words), inner, bias)  # (N, 3U)
             rows = Beside(tf.shape(words)[0] // B)
             new = self.recurrence.word(state, inputs, (keys, values), weights, rows)
-            both = tf.concat([tf.cast(new.state, self.products), new.context], -1)  # (N, U + D)
-            outputs = self._affine(both, outer, self.output_bias)
-            logits = self._affine(outputs, word, self.word_bias, self.word_kernel is None)  # (N, V)
+            both = tf.concat([tf.cast(new.state, self.kernels.dtype), new.context], -1)  # (N, U + D)
+            outputs = affine(both, outer, self.output_bias)
+            logits = affine(outputs, word, self.word_bias, transposed=self.word_kernel is None)  # (N, V)
             attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
             attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
             if self.sentinel is not None:
@@ -186,13 +177,14 @@ class CaptionDecoder(keras.Model):
         real = self.packed_logits((features, words_in), words_in, weights, seed if training else None)
         B, R, T = (tf.shape(words_in)[i] for i in range(3))
         where = tf.reverse(real.rows, [1])  # (M, 2): caption, word
-        dense = tf.scatter_nd(where, real.logits, [B * R, T, self.vocabulary_size])
+        logits = tf.where(real.weights[:, None] != 0, real.logits, 0)
+        dense = tf.scatter_nd(where, logits, [B * R, T, self.vocabulary_size])
         return tf.reshape(dense, [B, R, T, self.vocabulary_size])
 
     def packed_logits(
         self, inputs: tuple[Tensor, Tensor], words_out: Tensor, weights: Tensor, seed: Tensor | None = None
     ) -> Packed:
-        """Logits of the real words only: those whose target has a weight.
+        """What gives the logits of the real words, those whose target has a weight.
 
         Args:
             inputs: features (B, P, C) and words_in (B, R, T), 0 after a caption's end.
@@ -210,19 +202,21 @@ class CaptionDecoder(keras.Model):
 
         embedded = tf.gather(self.embedding, words)  # (S, E)
         embedded = _dropout(embedded, self.config.dropout, seed, 1)
-        gates = self._affine(embedded, self.input_kernel, self._gate_bias())  # (S, 3U)
+        kernel = self.kernels.with_bias(self.input_kernel, self._gate_bias())
+        gates = tf.matmul(tf.cast(with_ones(embedded), kernel.dtype), kernel)  # (S, 3U)
         start = tf.gather(self.initial_state(memory), layout.order // layout.R)  # (B * R, U)
         states, contexts, attention = self.recurrence.run(gates, layout, start, memory[:2], self._weights())
 
-        both = tf.concat([tf.cast(states, self.products), contexts], -1)  # (S, U + D)
-        outputs = self._affine(both, self.output_kernel, self.output_bias)
+        both = tf.concat([tf.cast(states, self.kernels.dtype), contexts], -1)  # (S, U + D)
+        outputs = affine(both, self.kernels.cast(self.output_kernel), self.output_bias)
         outputs = _dropout(outputs, self.config.dropout, seed, 2)  # (S, O)
         on = tf.cast(tf.gather_nd(by_word[2], place) != 0, tf.float32)  # (L, R)
         looks = tf.reduce_mean(attention, 1) * on[..., None]  # (L, R, P)
         if self.sentinel is not None:
             looks = looks[..., :-1]
-        matrix, bias = self._cast(self._word_matrix()), tf.convert_to_tensor(self.word_bias)
-        return Packed(outputs, matrix, bias, self.word_kernel is None, targets, kept, rows, looks, place)
+        tied, bias = self.word_kernel is None, tf.convert_to_tensor(self.word_bias)
+        matrix = self.kernels.with_bias(self._word_matrix(), bias, transposed=tied)
+        return Packed(with_ones(outputs), matrix, tied, targets, kept, rows, looks, place)
 
     # Weights as plain arrays.
 
@@ -261,28 +255,13 @@ class CaptionDecoder(keras.Model):
 
     def _weights(self) -> Weights:
         score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
-        matrices = [self._cast(x) for x in (self.state_kernel, self.context_kernel)]
+        matrices = [self.kernels.cast(x) for x in (self.state_kernel, self.context_kernel)]
         return Weights(matrices[0], self.state_bias[-self.config.units :], matrices[1], score)
 
     def _gate_bias(self) -> Tensor:
         """(3U,): what is added before the gates; only the candidate's state side has a bias of its own."""
         U = self.config.units
         return self.input_bias + tf.concat([self.state_bias[: 2 * U], tf.zeros([U])], 0)
-
-    def _affine(self, a: Tensor, kernel: Any, bias: Any, transposed: bool = False) -> Tensor:
-        """a (…, X) times kernel, plus bias (Y,): (…, Y) float32."""
-        flat = tf.reshape(a, [-1, a.shape[-1]])
-        product = self.recurrence.product(flat, self._cast(kernel), transposed)
-        product = tf.nn.bias_add(product, bias)  # its gradient sums rows much faster than that of +
-        return tf.reshape(product, [*tf.unstack(tf.shape(a)[:-1]), product.shape[-1]])
-
-    def _cast(self, kernel: Any) -> Tensor:
-        """A kernel in the dtype of the products."""
-        if self._casts is None or isinstance(kernel, tf.Tensor):
-            return tf.cast(kernel, self.products)
-        if kernel.name not in self._casts:
-            self._casts[kernel.name] = tf.cast(kernel, self.products)
-        return self._casts[kernel.name]
 
     def _matrix(self, name: str, rows: int, columns: int, scale: float = 0.0) -> Any:
         self._seed += 1

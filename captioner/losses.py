@@ -16,6 +16,8 @@ from captioner.errors import ConfigError, load_object, unknown_name
 from captioner.packing import Packed
 from captioner.recurrence import Tensor
 
+TINY = 1e-30  # a share that could have underflown
+
 
 class Loss(NamedTuple):
     """One batch's loss.
@@ -36,16 +38,19 @@ class Loss(NamedTuple):
 def caption_loss(packed: Packed, phase: PhaseConfig) -> Loss:
     """The phase's objective, meaned over real words, plus the coverage term if the phase asks for it."""
     smoothed, nats, hits = cross_entropy(packed, phase.label_smoothing)
-    words = tf.cast(tf.shape(packed.words)[0], tf.float32)
+    real = packed.weights != 0
     if phase.objective in OBJECTIVES:  # in a reward phase this is the term beside the reward
         objective = tf.math.divide_no_nan(
             tf.reduce_sum(smoothed * packed.weights), tf.reduce_sum(packed.weights)
         )
     else:
-        objective = load_loss(phase.objective)(packed.logits, packed.words, packed.weights)
+        objective = load_loss(phase.objective)(
+            *(tf.boolean_mask(x, real) for x in (packed.logits, packed.words, packed.weights))
+        )
     if phase.coverage:
         objective += phase.coverage * coverage(packed.attention, packed.place)
-    return Loss(objective, tf.reduce_sum(nats), tf.reduce_sum(hits), words)
+    figures = (tf.reduce_sum(tf.where(real, each, 0)) for each in (nats, hits, tf.ones_like(nats)))
+    return Loss(objective, *figures)
 
 
 def reward_loss(packed: Packed, words: Tensor) -> Tensor:
@@ -63,9 +68,9 @@ def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Ten
     """Cross entropy against (1 - e) on the word and e spread evenly over the vocabulary.
 
     Label smoothing of Szegedy et al. 2016. With s the softmax, the gradient of a word's loss by its logits is
-    s - (1 - e) [word] - e / V. The product of logits is part of the function, so that its gradient is never
-    made as a float32 (M, V): what differs from row to row is applied to the (M, O) side of the products, what
-    is the same for all words of the vocabulary to their sums.
+    s - (1 - e) [word] - e / V. The product of logits is part of the function, so that nothing (M, V) is ever
+    made in float32 where products are bfloat16: what differs from row to row is applied to the (M, O) side of
+    the products, what is the same for all words of the vocabulary to their sums.
 
     Args:
         packed: M words, V in the vocabulary.
@@ -75,42 +80,55 @@ def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Ten
         smoothed (M,) and plain (M,) cross entropy in nats, the first alone differentiable, and whether the
         word has the largest logit (M,), 0 or 1.
     """
-    words, tied, V = packed.words, packed.tied, packed.bias.shape[0]
+    words, tied = packed.words, packed.tied
+    V = packed.matrix.shape[0 if tied else 1]
 
     @tf.custom_gradient
-    def smoothed(outputs: Tensor, matrix: Tensor, bias: Tensor) -> Any:
-        logits = packed._replace(outputs=outputs, matrix=matrix, bias=bias).logits
+    def smoothed(outputs: Tensor, matrix: Tensor) -> Any:
+        logits = tf.matmul(tf.cast(outputs, matrix.dtype), matrix, transpose_b=tied)  # (M, V)
         share = tf.nn.softmax(logits)
-        own, target = (tf.gather(x, words, batch_dims=1) for x in (share, logits))
-        largest = tf.reduce_max(logits, -1)
-        # Where the share is too small for a float32, all of it is the largest's, give or take log V.
-        nats = tf.where(own > 1e-30, -tf.math.log(own), largest - target)
+        own, target = (tf.cast(tf.gather(x, words, batch_dims=1), tf.float32) for x in (share, logits))
+        nats = -tf.math.log(tf.maximum(own, TINY))
+        nats = tf.cond(  # a share too small for its dtype: all of it is the largest's, give or take log V
+            tf.reduce_any(own <= TINY),
+            lambda: tf.where(own <= TINY, tf.cast(tf.reduce_max(logits, -1), tf.float32) - target, nats),
+            lambda: nats,
+        )
         mean = tf.reduce_mean(tf.cast(matrix, tf.float32), 0 if tied else 1)  # (O,)
         loss = nats
         if smoothing:
-            mean_logit = tf.linalg.matvec(outputs, mean) + tf.reduce_mean(bias)
-            loss += smoothing * (target - mean_logit)
+            loss += smoothing * (target - tf.linalg.matvec(outputs, mean))
 
         def gradient(d: Tensor, *_: Tensor) -> tuple[Tensor, ...]:
             places = tf.stack([tf.range(tf.shape(words)[0]), words], 1)
             residual = tf.cast(own - (1 - smoothing), matrix.dtype)
-            residual = tf.tensor_scatter_nd_update(tf.cast(share, matrix.dtype), places, residual)  # (M, V)
-            scaled = d[:, None] * outputs  # (M, O)
+            residual = tf.tensor_scatter_nd_update(share, places, residual)  # (M, V)
+            scaled = tf.transpose(outputs) * d  # (O, M): products are faster if they need not transpose
             x = tf.cast(scaled, matrix.dtype)
-            sides = (residual, x) if tied else (x, residual)
-            d_matrix = tf.matmul(*sides, transpose_a=True)
+            if tied:
+                d_matrix = tf.matmul(residual, x, transpose_a=True, transpose_b=True)
+            else:
+                d_matrix = tf.matmul(x, residual)
             back = tf.cast(tf.matmul(residual, matrix, transpose_b=not tied), tf.float32)  # (M, O)
-            d_bias = tf.cast(tf.matmul(tf.cast(d, matrix.dtype)[None], residual)[0], tf.float32)
             if smoothing:
                 back -= smoothing * mean
-                evenly = tf.cast(smoothing / V * tf.reduce_sum(scaled, 0), matrix.dtype)  # (O,)
+                evenly = tf.cast(smoothing / V * tf.reduce_sum(scaled, 1), matrix.dtype)  # (O,)
                 d_matrix -= evenly if tied else evenly[:, None]
-                d_bias -= smoothing / V * tf.reduce_sum(d)
-            return d[:, None] * back, d_matrix, d_bias
+            return d[:, None] * back, d_matrix
 
-        return (loss, nats, tf.cast(target >= largest, tf.float32)), gradient
+        return (loss, nats, _largest(share, words)), gradient
 
-    return smoothed(packed.outputs, packed.matrix, packed.bias)
+    return smoothed(packed.outputs, packed.matrix)
+
+
+def _largest(share: Tensor, words: Tensor) -> Tensor:
+    """(M,) 1 where the word's share is the largest, else 0."""
+    kind = tf.int16 if share.dtype.size == 2 else tf.int32
+    bits = tf.bitcast(
+        share, kind
+    )  # no share is negative: their bits stand in the same order, and compare fast
+    own = tf.gather(bits, words, batch_dims=1)
+    return tf.cast(own >= tf.reduce_max(bits, -1), tf.float32)
 
 
 def coverage(attention: Tensor, place: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ import tensorflow as tf
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError, load_object, unknown_name
 
+YOUNG = 64  # steps during which averages follow every step
+FOLLOW_EVERY = 4  # steps, afterwards: a pass over all weights less in three of four steps
+
 
 class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
     """Keras's Adam through TensorFlow's one-pass kernel: each weight and moment is read and written once."""
@@ -173,13 +176,23 @@ class Updater(tf.Module):
         return norm
 
     def _follow(self) -> None:
-        """Exponential moving average; young averages forget faster, so that the first steps weigh little."""
-        step = tf.cast(self.optimizers[0 if self.groups[0] else 1].iterations, tf.float32)
-        decay = tf.minimum(self.phase.average, (1 + step) / (10 + step))
-        for average, variable in zip(self.averages, self.variables_trained, strict=True):
-            tf.raw_ops.ResourceApplyGradientDescent(  # a pass over memory less than assign_sub
-                var=average.handle, alpha=1 - decay, delta=average - variable
-            )
+        """Exponential moving average; young averages forget faster, so that the first steps weigh little.
+
+        Old ones change slowly: every fourth step moves them, by what four steps would.
+        """
+        step = self.optimizers[0 if self.groups[0] else 1].iterations
+        share = tf.cast(1 + step, tf.float32) / tf.cast(10 + step, tf.float32)
+        young = step < YOUNG
+        decay = tf.minimum(self.phase.average, share) ** tf.where(young, 1.0, FOLLOW_EVERY)
+
+        def move() -> Any:
+            for average, variable in zip(self.averages, self.variables_trained, strict=True):
+                tf.raw_ops.ResourceApplyGradientDescent(  # a pass over memory less than assign_sub
+                    var=average.handle, alpha=1 - decay, delta=average - variable
+                )
+            return tf.constant(True)
+
+        tf.cond(young | (step % FOLLOW_EVERY == 0), move, lambda: tf.constant(False))
 
     def learning_rate(self) -> float:
         """The decoder's present rate (the encoder's, if it alone is trained)."""

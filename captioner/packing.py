@@ -1,7 +1,8 @@
 """Where the words of a batch lie: the packed layout, and what is stored and summed in it.
 
 Captions stand longest first, so those with a word t are the first `captions[t]` rows; the rows of the words
-follow one another, (S, ·), S being the sum of `captions`: no row is spent on a caption that has ended.
+follow one another, (S, ·), S being the sum of `captions`. Rows of captions that have ended only fill S up to
+a multiple of `ROWS`: oneDNN generates code for every shape it has not met, 1.5 ms a product.
 Attention reads a picture's grid once for all its captions: for it, rows are spread to (N, R, ·), the first
 N = `pictures[t]` pictures with all their captions, zeros for those that have ended.
 
@@ -14,19 +15,20 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-Tensor = Any
+from captioner.products import Tensor, product
+
+ROWS = 32  # of packed rows; many fewer than a batch has, enough for the batches of an epoch to share shapes
 
 
 class Packed(NamedTuple):
-    """The real words of a batch.
+    """The words of a batch: the real ones, and rows that fill up.
 
     Attributes:
-        outputs: (M, O) what the output matrix is applied to.
-        matrix: (O, V), or (V, O) if `tied`; in the dtype of the products.
-        bias: (V,).
+        outputs: (M, O) what the output matrix is applied to, with ones (`products.with_ones`).
+        matrix: (O, V), or (V, O) if `tied`, in the dtype of the products, with its bias.
         tied: the matrix is the embedding.
         words: (M,) int32, the words that should have been written.
-        weights: (M,) float32.
+        weights: (M,) float32, 0 where a row only fills up.
         rows: (M, 2) int32: word number and caption number, b * R + r, of each.
         attention: (L, R, P), mean over heads, zero where a caption has ended; L is the sum of `pictures`.
         place: (L, 2) int64: word number and picture number of each of its rows.
@@ -34,7 +36,6 @@ class Packed(NamedTuple):
 
     outputs: Tensor
     matrix: Tensor
-    bias: Tensor
     tied: bool
     words: Tensor
     weights: Tensor
@@ -45,10 +46,7 @@ class Packed(NamedTuple):
     @property
     def logits(self) -> Tensor:
         """(M, V) float32."""
-        x = tf.cast(self.outputs, self.matrix.dtype)
-        return tf.nn.bias_add(
-            tf.cast(tf.matmul(x, self.matrix, transpose_b=self.tied), tf.float32), self.bias
-        )
+        return product(self.outputs, self.matrix, transpose_b=self.tied)
 
 
 class Beside(NamedTuple):
@@ -99,7 +97,7 @@ class Layout:
         weights: (T, B, R); from a caption's first word on, up to its last, none is 0.
 
     Attributes:
-        captions: (T,) captions with a word t, never rising.
+        captions: (T,) captions with a word t and those that fill up, never rising.
         pictures: (T,) pictures up to the last one that has such a caption, never rising; all at the first
             word, even those without a caption, whose gradient is 0.
         order: (B * R,) captions, longest first.
@@ -110,18 +108,18 @@ class Layout:
         T, self.B, self.R = (tf.shape(weights)[i] for i in range(3))
         t = tf.range(T)[:, None, None]
         lengths = tf.reduce_max(tf.where(weights != 0, t + 1, 0), 0)  # (B, R)
-        on = lengths[None] > t  # (T, B, R)
-        self.captions = tf.reduce_sum(tf.cast(on, tf.int32), [1, 2])
-        pictures = tf.reduce_max(tf.where(on, tf.range(1, self.B + 1)[None, :, None], 0), [1, 2])
-        self.pictures = tf.maximum(pictures, self.B * tf.one_hot(0, T, dtype=tf.int32))
         self.order = tf.argsort(tf.reshape(-lengths, [-1]), stable=True)
         self.place = tf.math.invert_permutation(self.order)
+        on = tf.cast(lengths[None] > t, tf.int32)  # (T, B, R)
+        self.captions = _filled(tf.reduce_sum(on, [1, 2]), self.B * self.R)
+        picture = tf.where(self._on(), self.order // self.R + 1, 0)  # (T, B * R)
+        self.pictures = tf.maximum(tf.reduce_max(picture, 1), self.B * tf.one_hot(0, T, dtype=tf.int32))
         self.first = tf.cumsum(self.captions, exclusive=True)
         self.first_picture = tf.cumsum(self.pictures, exclusive=True)
 
     def rows(self) -> Tensor:
         """(S, 2) int32: word and caption of each row."""
-        found = tf.where(tf.range(self.B * self.R)[None] < self.captions[:, None])  # (S, 2)
+        found = tf.where(self._on())  # (S, 2)
         return tf.stack([tf.cast(found[:, 0], tf.int32), tf.gather(self.order, found[:, 1])], 1)
 
     def picture_rows(self) -> Tensor:
@@ -137,6 +135,21 @@ class Layout:
         """Where its rows are among those of all words: captions, pictures."""
         start, first = self.first[t], self.first_picture[t]
         return slice(start, start + self.captions[t]), slice(first, first + self.pictures[t])
+
+    def _on(self) -> Tensor:
+        """(T, B * R) bool: whether the word has such a row."""
+        return tf.range(self.B * self.R)[None] < self.captions[:, None]
+
+
+def _filled(captions: Tensor, most: Tensor) -> Tensor:
+    """(T,) counts raised, the last ones first, until their sum is a multiple of ROWS or each is `most`."""
+    T, levels = tf.shape(captions)[0], tf.range(most + 1)
+    sums = tf.reduce_sum(tf.maximum(captions[:, None], levels), 0)  # (most + 1,): each raised to the level
+    wanted = tf.minimum(-(-sums[0] // ROWS) * ROWS, T * most)
+    level = tf.reduce_max(tf.where(sums <= wanted, levels, 0))
+    low = tf.cumsum(tf.cast(captions <= level, tf.int32))  # (T,): 1, 2, 3, … where a count can be raised
+    more = (low > 0) & (low <= wanted - sums[level])
+    return tf.maximum(captions, level) + tf.cast(more, tf.int32)
 
 
 class Tape:

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from captioner.packing import ByPicture, Layout, Tape, shaped
+from captioner.products import product
 
 Tensor = Any
 
@@ -94,7 +95,7 @@ class Recurrence:
         attention = tf.nn.softmax(self._scores(query, keys, weights.score))  # (N, H, R, P)
         context = tf.matmul(tf.cast(attention, self.dtype), values)  # (N, H, R, D/H)
         context = rows.collect(self._merge(context, rows.captions))  # (n, D)
-        inputs += self.product(context, weights.context)  # (n, 3U)
+        inputs = tf.cast(inputs, tf.float32) + product(context, weights.context)  # (n, 3U)
         of_gates, of_candidate = tf.split(inputs, [2 * U, U], axis=1)
         gates = tf.sigmoid(of_gates + tf.cast(to_gates, tf.float32))
         update, reset = tf.split(gates, 2, axis=1)  # (n, U)
@@ -111,7 +112,7 @@ class Recurrence:
         """All words of a batch.
 
         Args:
-            inputs: (S, 3U) packed, float32.
+            inputs: (S, 3U) packed, in the dtype of the products.
             layout: of the batch.
             state: (B * R, U) before the first word, longest caption first.
             memory: keys (B, H, P, A/H) and values (B, H, P, D/H), float32.
@@ -178,7 +179,7 @@ class Recurrence:
             d_inputs = tf.concat([*d_sides, tf.cast(d_candidate, self.dtype)], 1)  # (n, 3U)
             d_context = upstream[1][here] + tf.matmul(d_inputs, weights.context, transpose_b=True)
             by_head = self.split(rows.spread(d_context), R)  # (N, H, R, D/H)
-            d_attention = upstream[2][there] + self.product(by_head, values[:N], transpose_b=True)
+            d_attention = upstream[2][there] + product(by_head, values[:N], transpose_b=True)
             d_scores = now.attention * (
                 d_attention - tf.reduce_sum(d_attention * now.attention, -1, keepdims=True)
             )
@@ -187,7 +188,7 @@ class Recurrence:
             )
             d_query = rows.collect(self._merge(d_query, R))  # (n, A)
             d_gates = tf.concat([d_query, *d_sides, tf.cast(d_candidate * now.reset, self.dtype)], 1)
-            carry = d_old + self.product(d_gates, weights.state, transpose_b=True)
+            carry = d_old + product(d_gates, weights.state, transpose_b=True)
             kept = zip(arrays, (d_inputs, d_gates, by_head, d_scores), strict=True)
             return (t - 1, carry, d_keys, d_score, *(array.write(t, value) for array, value in kept))
 
@@ -216,7 +217,7 @@ class Recurrence:
             d_score,
         )
         d_first = _grown(d_first, layout.B * R)
-        return tf.cast(d_inputs, tf.float32), d_first, d_keys, d_values, *d_weights
+        return d_inputs, d_first, d_keys, d_values, *d_weights
 
     def _array(self, T: Tensor, of_products: bool) -> Any:
         """A TensorArray for something of every word."""
@@ -226,7 +227,7 @@ class Recurrence:
     def _scores(self, query: Tensor, keys: Tensor, score: Tensor) -> Tensor:
         """(N, H, R, P): how well each cell answers each caption's query."""
         if self.attention == "dot":
-            return self.product(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
+            return product(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
         return tf.reduce_sum(_sum_tanh(query, keys) * score, -1)
 
     def _scores_back(
@@ -242,10 +243,6 @@ class Recurrence:
         d_sum = d_scores[..., None] * score * (1 - active * active)  # (N, 1, R, P, A)
         d_keys = _grown(d_keys, tf.shape(keys)[0]) + tf.reduce_sum(d_sum, 2)
         return tf.cast(tf.reduce_sum(d_sum, 3), self.dtype), d_scores, d_keys, d_score
-
-    def product(self, a: Tensor, b: Tensor, transpose_b: bool = False) -> Tensor:
-        """Matrix product in the products' dtype, float32 out; `b` is already cast."""
-        return tf.cast(tf.matmul(tf.cast(a, self.dtype), b, transpose_b=transpose_b), tf.float32)
 
     def split(self, x: Tensor, R: Tensor) -> Tensor:
         """(N, R, H * d) -> (N, H, R, d)."""

@@ -127,7 +127,7 @@ class Steps:
         variables = [v.value for v in self.updater.variables_trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            with self.decoder.casts_shared():
+            with self.decoder.kernels.shared():
                 losses = [
                     self._tower_loss(part, seed + [0, self._place(number) * 104_729])
                     for number, part in enumerate(_parts(towers, batch))
@@ -171,7 +171,7 @@ class Steps:
         variables = [v.value for v in self.updater.variables_trained]
         mixed = self.phase.cross_entropy
         losses, total = [], self._everywhere(tf.reduce_sum(tf.cast(batch[2] > 0, tf.float32)))
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.kernels.shared():
             tape.watch(variables)
             objective = self._penalty()
             for number, part in enumerate(_parts(towers, (*batch, *references))):
@@ -272,7 +272,7 @@ def _sums(losses: list[Any]) -> tuple[Tensor, ...]:
 
 def _figures(sums: Any, weights: Any) -> Figures:
     nats, correct, words = map(float, sums)
-    return Figures(nats, correct, words, captions=float(np.count_nonzero(weights[:, :, 0])))
+    return Figures(nats, correct, words, captions=float(np.count_nonzero(np.asarray(weights)[:, :, 0])))
 
 
 def _any_size(x: Any) -> tf.TensorSpec:

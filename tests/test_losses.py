@@ -11,6 +11,7 @@ from captioner.decoder import CaptionDecoder
 from captioner.errors import ConfigError
 from captioner.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
 from captioner.packing import Packed
+from captioner.products import BIAS_ROWS
 
 V = 9
 
@@ -31,14 +32,13 @@ def packed(extra_padding: int = 0, **config):
 
 
 def words_of(outputs, matrix, words, tied=False) -> Packed:
-    """Packed words with a bias of 0, 1, 2, … tenths."""
-    bias = tf.range(float(V)) / 10
+    """Packed words; the last column of `outputs` and the last row of `matrix` may be ones and the bias."""
     outputs, matrix = (tf.convert_to_tensor(x, tf.float32) for x in (outputs, matrix))
-    return Packed(outputs, matrix, bias, tied, tf.constant(words), tf.ones([len(words)]), None, None, None)
+    return Packed(outputs, matrix, tied, tf.constant(words), tf.ones([len(words)]), None, None, None)
 
 
 def test_uniform_logits_give_log_v():
-    batch = words_of(np.zeros((2, 3)), np.zeros((3, V)), [4, 3])._replace(bias=tf.zeros([V]))
+    batch = words_of(np.zeros((2, 3)), np.zeros((3, V)), [4, 3])
     smoothed, plain, hit = cross_entropy(batch, 0.1)
     np.testing.assert_allclose(plain, np.log(V), rtol=1e-6)
     np.testing.assert_allclose(smoothed, np.log(V), rtol=1e-6)
@@ -52,7 +52,7 @@ def test_cross_entropy_and_its_gradients_are_those_of_log_softmax(smoothing, tie
     outputs, matrix = (rng.normal(size=shape) * 2 for shape in ((6, 4), (V, 4) if tied else (4, V)))
     batch, weighting = words_of(outputs, matrix, [0, 1, 2, 3, 4, 8], tied), tf.range(6.0)
     with tf.GradientTape(persistent=True) as tape:
-        tape.watch(batch[:3])
+        tape.watch(batch[:2])
         log_p = tf.nn.log_softmax(batch.logits)
         target = tf.gather(log_p, batch.words, batch_dims=1)
         expected = -(1 - smoothing) * target - smoothing * tf.reduce_mean(log_p, -1)
@@ -60,12 +60,12 @@ def test_cross_entropy_and_its_gradients_are_those_of_log_softmax(smoothing, tie
         expected_sum, found_sum = (tf.reduce_sum(x * weighting) for x in (expected, found))
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(plain, -target, rtol=1e-5, atol=1e-6)
-    for one, other in zip(*(tape.gradient(x, batch[:3]) for x in (found_sum, expected_sum)), strict=True):
+    for one, other in zip(*(tape.gradient(x, batch[:2]) for x in (found_sum, expected_sum)), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_certain_model_that_is_wrong_has_a_finite_loss():
-    batch = words_of([[1.0]], [[200.0, *[0.0] * (V - 1)]], [1])._replace(bias=tf.zeros([V]))
+    batch = words_of([[1.0]], [[200.0, *[0.0] * (V - 1)]], [1])
     _, nats, _ = cross_entropy(batch, 0.0)
     assert float(nats[0]) == pytest.approx(200.0)
 
@@ -97,10 +97,11 @@ def test_coverage_is_zero_where_each_cell_is_looked_at_once():
 def test_a_reward_pushes_words_up_and_a_penalty_down():
     batch = packed()
     with tf.GradientTape(persistent=True) as tape:
-        tape.watch(batch.bias)
-        rewarded = reward_loss(batch._replace(weights=tf.one_hot(0, 6)), tf.constant(6.0))
-        punished = reward_loss(batch._replace(weights=-tf.one_hot(0, 6)), tf.constant(6.0))
-    up, down = tape.gradient(rewarded, batch.bias), tape.gradient(punished, batch.bias)
+        tape.watch(batch.matrix)
+        first_alone = tf.one_hot(0, batch.words.shape[0])
+        rewarded = reward_loss(batch._replace(weights=first_alone), tf.constant(6.0))
+        punished = reward_loss(batch._replace(weights=-first_alone), tf.constant(6.0))
+    up, down = (tape.gradient(x, batch.matrix)[-BIAS_ROWS] for x in (rewarded, punished))  # of the bias
     first = int(batch.words[0])
     assert float(up[first]) < 0 < float(down[first])
 

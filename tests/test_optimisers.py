@@ -10,8 +10,10 @@ import tensorflow as tf
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError
 from captioner.optimisers import (
+    FOLLOW_EVERY,
     OPTIMIZERS,
     REGULARIZERS,
+    YOUNG,
     FusedAdam,
     PhaseSchedule,
     Updater,
@@ -87,6 +89,22 @@ def test_averages_follow_and_can_be_swapped_in():
     assert 0 < average < 3
     updater.swap_averages()
     assert (float(np.asarray(weights[0])[0]), float(updater.averages[0][0])) == (pytest.approx(average), 3.0)
+
+
+def test_old_averages_follow_every_fourth_step_by_as_much_as_four_steps_would():
+    weights = [keras.Variable(np.zeros(1, "float32"))]
+    phase = PhaseConfig(optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, average=0.98)
+    updater, every_step = Updater(phase, 200, weights), 0.0
+    lags = []
+    for step in range(1, 201):
+        updater.apply([tf.constant([-1.0])])
+        decay = min(0.98, (1 + step) / (10 + step))
+        every_step = decay * every_step + (1 - decay) * step
+        lags.append((every_step, float(updater.averages[0][0])))
+    young, old = np.array(lags[:YOUNG]), np.array(lags[YOUNG:])
+    np.testing.assert_allclose(young[:-1, 0], young[:-1, 1], rtol=1e-5)
+    assert (np.diff(old[:, 1]) > 0).sum() == len(old) // FOLLOW_EVERY  # moved every fourth step
+    assert np.abs(old[:, 0] - old[:, 1]).max() < 5  # steps: about what it can be late
 
 
 def test_an_optimiser_and_a_regulariser_of_ones_own():
