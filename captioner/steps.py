@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from captioner import depthwise
 from captioner.config import Config, PhaseConfig
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder
@@ -210,7 +211,8 @@ class Steps:
         if seed is None or "encoder" not in self.phase.trains:
             return self.encoder.look(inputs)
         # An encoder in training meets mirror images in turn, not both at once: half the time.
-        grid = self.encoder.model(tf.cast(inputs, tf.float32), training=training)  # (B, h, w, C)
+        with depthwise.trained():
+            grid = self.encoder.model(tf.cast(inputs, tf.float32), training=training)  # (B, h, w, C)
         rows, columns = self.encoder.grid
         return tf.reshape(tf.cast(grid, tf.float32), [-1, rows * columns, self.encoder.channels])
 

@@ -5,12 +5,13 @@
     python scripts/bench_phases.py                                       drawn ones
 
 Fine-tuning is the step of the recipe with its input pipeline, picture files to changed weights. Beside it the
-same layers of the same CNN go forward and back on pixels that are in memory, and nothing else. The reward
-phase samples, scores and follows the advantages; beside it the same steps with advantages made up. The last
-line is JSON.
+same layers of the same CNN go forward and back on pixels that are in memory, and nothing else: as Keras has
+them, and with the gradient of depthwise filters that training takes. The reward phase samples, scores and
+follows the advantages; beside it the same steps with advantages made up. The last line is JSON.
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -37,13 +38,15 @@ def main() -> int:
         return measure.serve(SIDES[arguments.side], arguments)
     with tempfile.TemporaryDirectory() as scratch:
         found = measure.take_turns(list(SIDES), arguments.rounds, ["--scratch", scratch])
-    tuning, alone, rewarded, unrewarded = (found[name] for name in SIDES)
+    tuning, alone, quick, rewarded, unrewarded = (found[name] for name in SIDES)
     rate = "pictures_per_second"
-    figures = measure.compared("fine-tuning", "pictures/s", tuning, rate, [("CNN alone", alone, rate)])
+    cnns = [("Keras's CNN alone", alone, rate), ("the CNN alone, our gradient", quick, rate)]
+    figures = measure.compared("fine-tuning", "pictures/s", tuning, rate, cnns)
     without = [("made-up advantages", unrewarded, rate)]
     figures += measure.compared("reward phase", "pictures/s", rewarded, rate, without)
     more = {
         "finetune_share_of_cnn": tuning.median(rate) / alone.median(rate),
+        "finetune_share_of_quick_cnn": tuning.median(rate) / quick.median(rate),
         "reward_costs_more": unrewarded.median(rate) / rewarded.median(rate) - 1,
         "reward_peak_memory_gib": rewarded.most("peak_memory_gib"),
     }
@@ -127,7 +130,9 @@ def finetune(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Roun
     return measured(Phase(arguments, "finetune"), arguments.steps)
 
 
-def cnn_alone(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
+def cnn_alone(
+    arguments: argparse.Namespace, gradient: Any = contextlib.nullcontext
+) -> tuple[measure.Facts, measure.Round]:
     """Forward and back through the same layers, one part of the batch a core as in training."""
     import tensorflow as tf
 
@@ -135,14 +140,14 @@ def cnn_alone(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Rou
 
     phase = Phase(arguments, "finetune")
     model, batch, trained = phase.encoder.model, phase.phase.pictures_per_batch, phase.variables[1]
-    pixels = tf.random.uniform([batch, *phase.encoder.size, 3], 0, 255)
+    rows = [batch // cores() + (number < batch % cores()) for number in range(cores())]
+    parts = [tf.random.uniform([some, *phase.encoder.size, 3], 0, 255) for some in rows if some]
 
     @tf.function(autograph=False)
     def step() -> Any:
         variables = [v.value for v in trained]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
+        with tf.GradientTape(watch_accessed_variables=False) as tape, gradient():
             tape.watch(variables)
-            parts = [pixels[number :: cores()] for number in range(cores())]
             loss = tf.add_n([tf.reduce_mean(model(part, training=False) ** 2) for part in parts])
         return [tf.reduce_sum(gradient) for gradient in tape.gradient(loss, variables)]
 
@@ -154,6 +159,13 @@ def cnn_alone(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Rou
 
     step()
     return {}, rate
+
+
+def quick_cnn_alone(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
+    """The same with the gradient of depthwise filters that training takes."""
+    from captioner import depthwise
+
+    return cnn_alone(arguments, depthwise.trained)
 
 
 def reward(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
@@ -178,6 +190,7 @@ def no_reward(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Rou
 SIDES: dict[str, measure.Side] = {
     "finetune": finetune,
     "cnn": cnn_alone,
+    "quick_cnn": quick_cnn_alone,
     "reward": reward,
     "no_reward": no_reward,
 }

@@ -31,7 +31,9 @@ def main() -> int:
     parser.add_argument("--vocabulary", type=int, default=5000, help="V; default: %(default)s")
     parser.add_argument("--units", type=int, default=512, help="U; default: %(default)s")
     parser.add_argument("--embedding", type=int, default=256, help="E; default: %(default)s")
-    parser.add_argument("--batch", type=int, default=48, help="pictures a batch; default: %(default)s, the recipe's")
+    parser.add_argument(
+        "--batch", type=int, default=32, help="pictures a batch; default: %(default)s, the recipe's"
+    )
     parser.add_argument("--attention", default="dot", help="of ours: dot or additive; default: %(default)s")
     parser.add_argument("--precision", default="auto", help="of ours: auto, float32 or bfloat16")
     parser.add_argument("--steps", type=int, default=10, help="of the textbook a round; default: %(default)s")
