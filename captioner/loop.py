@@ -31,6 +31,9 @@ from captioner.signals import Interrupted, StopRequest
 from captioner.steps import Figures, Steps
 
 
+AT_ONCE = 16  # pictures that the encoder in training looks at when it is judged: more take memory, not time
+
+
 class State(tf.Module):
     """Where a phase stands; saved with every checkpoint."""
 
@@ -219,7 +222,8 @@ class _Encoding:
         self.pictures, self.encoder = pictures, encoder
 
     def read(self, ids: list[str]) -> np.ndarray:
-        return np.asarray(self.encoder.encode(self.pictures.read(ids)))
+        parts = [ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE)]
+        return np.concatenate([np.asarray(self.encoder.encode(self.pictures.read(part))) for part in parts])
 
 
 def unreadable(*sources: Any) -> set[str]:
