@@ -30,7 +30,6 @@ from captioner.rewards import CaptionReward
 from captioner.signals import Interrupted, StopRequest
 from captioner.steps import Figures, Steps
 
-
 AT_ONCE = 16  # pictures that the encoder in training looks at when it is judged: more take memory, not time
 
 
