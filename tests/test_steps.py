@@ -14,7 +14,7 @@ from captioner.encoders import Encoder, load_encoder
 from captioner.errors import ConfigError
 from captioner.optimisers import Updater
 from captioner.rewards import CaptionReward
-from captioner.steps import Figures, Steps, encoder_variables, trained_variables
+from captioner.steps import AT_ONCE, Figures, Steps, encoder_variables, trained_variables
 
 V, P, C = 12, 4, 3
 CONFIG = Config(seed=3, decoder=DecoderConfig(units=8, embedding=6), decode=DecodeConfig(max_words=5))
@@ -180,10 +180,11 @@ def test_only_what_a_phase_trains_changes(encoder):
     assert changed == list(cnn)[-last:], "the layer it names and those after it"
 
 
-def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder):
+@pytest.mark.parametrize("pictures", [4, 2 * AT_ONCE + 5])
+def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder, pictures):
     steps = steps_of(encoder=encoder)
     decoder, cnn = weights_of(steps), encoder.weights_dict()
-    batch = batch_of(4, pixels=32)
+    batch = batch_of(pictures, pixels=32)
     (pixels, words_in), words_out, weights = batch
     cells = np.asarray(encoder.encode(pixels))
     from_cells = Steps(CONFIG, PLAIN, steps.decoder, encoder, steps.updater).dev(
