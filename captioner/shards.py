@@ -34,7 +34,7 @@ FORMAT = 1
 
 WORKERS = "workers"
 
-_RESIDENT_BYTES = 256 * 2**20
+_RESIDENT_BYTES = 64 * 2**20
 # A file changed this shortly before it was read may change again within one tick of the file system's clock.
 _SETTLED_NS = 2 * 10**9
 
