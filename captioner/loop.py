@@ -28,9 +28,7 @@ from captioner.predict import Captioner
 from captioner.progress import bar, duration, say
 from captioner.rewards import CaptionReward
 from captioner.signals import Interrupted, StopRequest
-from captioner.steps import Figures, Steps
-
-AT_ONCE = 16  # pictures that the encoder in training looks at when it is judged: more take memory, not time
+from captioner.steps import AT_ONCE, Figures, Steps
 
 
 class State(tf.Module):
@@ -221,7 +219,8 @@ class _Encoding:
         self.pictures, self.encoder = pictures, encoder
 
     def read(self, ids: list[str]) -> np.ndarray:
-        parts = [ids[start : start + AT_ONCE] for start in range(0, len(ids), AT_ONCE)]
+        some = 2 * AT_ONCE  # `encode` takes two halves side by side
+        parts = [ids[start : start + some] for start in range(0, len(ids), some)]
         return np.concatenate([np.asarray(self.encoder.encode(self.pictures.read(part))) for part in parts])
 
 
