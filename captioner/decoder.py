@@ -146,7 +146,7 @@ class CaptionDecoder(keras.Model):
         keys, values = (tf.cast(x, self.kernels.dtype) for x in memory[:2])
         weights, bias = self._weights(), self._gate_bias()
         kernels = (self.input_kernel, self.output_kernel, self._word_matrix())
-        inner, outer, word = (tf.cast(x, self.kernels.dtype) for x in kernels)
+        inner, outer, word = (self.kernels.cast(x) for x in kernels)
 
         def step(words: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             inputs = affine(tf.gather(self.embedding, words), inner, bias)  # (N, 3U)

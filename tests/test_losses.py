@@ -32,7 +32,7 @@ def packed(extra_padding: int = 0, **config):
 
 
 def words_of(outputs, matrix, words, tied=False) -> Packed:
-    """Packed words; the last column of `outputs` and the last row of `matrix` may be ones and the bias."""
+    """Packed words, without a bias unless the two hold one."""
     outputs, matrix = (tf.convert_to_tensor(x, tf.float32) for x in (outputs, matrix))
     return Packed(outputs, matrix, tied, tf.constant(words), tf.ones([len(words)]), None, None, None)
 
@@ -50,6 +50,8 @@ def test_uniform_logits_give_log_v():
 def test_cross_entropy_and_its_gradients_are_those_of_log_softmax(smoothing, tied):
     rng = np.random.default_rng(3)
     outputs, matrix = (rng.normal(size=shape) * 2 for shape in ((6, 4), (V, 4) if tied else (4, V)))
+    outputs[:, -1] = 1  # what meets the ones is the bias: 0, 1, 2, … tenths
+    (matrix.T if tied else matrix)[-1] = np.arange(V) / 10
     batch, weighting = words_of(outputs, matrix, [0, 1, 2, 3, 4, 8], tied), tf.range(6.0)
     with tf.GradientTape(persistent=True) as tape:
         tape.watch(batch[:2])
