@@ -101,14 +101,17 @@ class CaptionTable:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """words_in, words_out (B, R, T) int32 and weights (B, R, T) float32 of the chosen captions."""
         rows = [[self.captions[p][c] for c in which] for p, which in zip(pictures, chosen, strict=True)]
-        R = max(len(row) for row in rows)
-        T = 1 + max(len(caption) for row in rows for caption in row)
-        words_in, words_out = (np.zeros((len(rows), R, T), np.int32) for _ in range(2))
+        lengths = np.full((len(rows), max(map(len, rows))), -1)  # (B, R) words; -1: a caption that lacks
         for b, row in enumerate(rows):
-            for r, caption in enumerate(row):
-                n = len(caption)
-                words_in[b, r, : n + 1] = [START, *caption]
-                words_out[b, r, : n + 1] = [*caption, END]
+            lengths[b, : len(row)] = [len(caption) for caption in row]
+        place, lengths = np.arange(lengths.max() + 1), lengths[:, :, None]
+        is_word = place < lengths  # (B, R, T)
+        words = np.concatenate([caption for row in rows for caption in row])
+        words_in, words_out = (np.zeros(is_word.shape, np.int32) for _ in range(2))
+        words_in[:, :, :1][lengths >= 0] = START
+        words_in[:, :, 1:][is_word[:, :, :-1]] = words
+        words_out[is_word] = words
+        words_out[place == lengths] = END
         return words_in, words_out, (words_out > 0).astype(np.float32)
 
 
