@@ -19,7 +19,6 @@ import tensorflow as tf
 from captioner.batches import PictureSource, TrainingBatches
 from captioner.checkpoints import Run
 from captioner.config import PhaseConfig
-from captioner.encoders import Encoder
 from captioner.errors import CaptionerError, DataError
 from captioner.evaluate import score_captions
 from captioner.features import Failure
@@ -28,7 +27,7 @@ from captioner.predict import Captioner
 from captioner.progress import bar, duration, say
 from captioner.rewards import CaptionReward
 from captioner.signals import Interrupted, StopRequest
-from captioner.steps import AT_ONCE, Figures, Steps
+from captioner.steps import Figures, Steps
 
 
 class State(tf.Module):
@@ -82,7 +81,7 @@ class Dev:
         ids = [name for name in self.batches.table.ids if name not in failed]
         if not ids:
             raise DataError("not one picture of the dev split could be read; see above")
-        store = _Encoding(source, self.captioner.encoder) if isinstance(source, PictureSource) else source
+        store = _Encoding(source, self.captioner) if isinstance(source, PictureSource) else source
         captions = self.captioner.caption_features(store, ids)
         return score_captions([self.references[i] for i in ids], [caption.text for caption in captions])
 
@@ -215,13 +214,11 @@ class Loop:
 class _Encoding:
     """Features of pictures as the encoder in training sees them now."""
 
-    def __init__(self, pictures: Any, encoder: Encoder) -> None:
-        self.pictures, self.encoder = pictures, encoder
+    def __init__(self, pictures: Any, captioner: Captioner) -> None:
+        self.pictures, self.captioner = pictures, captioner
 
     def read(self, ids: list[str]) -> np.ndarray:
-        some = 2 * AT_ONCE  # `encode` takes two halves side by side
-        parts = [ids[start : start + some] for start in range(0, len(ids), some)]
-        return np.concatenate([np.asarray(self.encoder.encode(self.pictures.read(part))) for part in parts])
+        return self.captioner.encode(self.pictures.read(ids))
 
 
 def unreadable(*sources: Any) -> set[str]:
