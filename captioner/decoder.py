@@ -281,7 +281,15 @@ class CaptionDecoder(keras.Model):
 
 
 def _dropout(x: Tensor, rate: float, seed: Tensor | None, place: int) -> Tensor:
-    """Stateless dropout: the mask depends on (seed, place) alone, so a resumed run repeats it."""
-    if seed is None or rate == 0:
+    """Stateless dropout: the mask depends on (seed, place) alone, so a resumed run repeats it.
+
+    A random byte decides over each number, so the rate is rounded to a 256th.
+    """
+    dropped = min(round(rate * 256), 255)
+    if seed is None or dropped == 0:
         return x
-    return tf.nn.experimental.stateless_dropout(x, rate, seed=seed + [0, place * 7919])
+    size = tf.size(x)
+    drawn = tf.random.stateless_uniform([size // 4 + 1], seed + [0, place * 7919], None, None, tf.uint32)
+    drawn = tf.reshape(tf.reshape(tf.bitcast(drawn, tf.uint8), [-1])[:size], tf.shape(x))
+    kept = tf.cast(drawn >= tf.constant(dropped, tf.uint8), tf.float32)
+    return x * (kept * (256 / (256 - dropped)))

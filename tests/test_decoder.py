@@ -7,7 +7,7 @@ import pytest
 import tensorflow as tf
 
 from captioner.config import DecoderConfig
-from captioner.decoder import CaptionDecoder
+from captioner.decoder import CaptionDecoder, _dropout
 from captioner.errors import RunError
 
 KINDS = {
@@ -143,6 +143,18 @@ def test_dropout_depends_on_its_seed_alone(batch):
 
     np.testing.assert_array_equal(run([0, 1]), run([0, 1]))
     assert np.abs(run([0, 1]) - run([0, 2])).max() > 0
+
+
+@pytest.mark.parametrize(("rate", "share"), [(0.5, 0.5), (0.1, 26 / 256), (1 / 1000, 0), (0.999, 255 / 256)])
+def test_dropout_drops_the_share_it_says_and_keeps_the_mean(rate, share):
+    x = tf.ones([999, 501])
+    dropped = np.asarray(_dropout(x, rate, tf.constant([3, 4]), place=1))
+    assert np.unique(dropped).tolist() == ([0, np.float32(1 / (1 - share))] if share else [1])
+    spread = (share * (1 - share) / x.shape.num_elements()) ** 0.5
+    assert abs((dropped == 0).mean() - share) <= 5 * spread
+    for axis in (0, 1):  # neighbours share a draw of four bytes, but no fate
+        a, b = (np.take(dropped == 0, range(start, 500 + start), axis) for start in (0, 1))
+        assert abs((a & b).mean() - share**2) <= 10 * spread
 
 
 def test_products_in_bfloat16_stay_close(batch):
