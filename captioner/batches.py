@@ -12,6 +12,7 @@ of like length share a batch. The order of epoch e depends on (seed, e) alone.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
@@ -28,6 +29,8 @@ from captioner.progress import say
 from captioner.vocabulary import END, START, Vocabulary
 
 WINDOW = 8  # batches within which pictures are sorted by length
+STEPS = 64  # of an epoch; where there would be fewer, batches shrink
+FEWEST = 16  # pictures that they shrink to
 
 
 class Source(Protocol):
@@ -226,6 +229,18 @@ class TrainingBatches:
         first = self.source.read([self.table.ids[pictures[0]]])
         words = [tf.TensorSpec([None, None, None], dtype) for dtype in (tf.int32, tf.int32, tf.float32)]
         return [tf.TensorSpec([None, *first.shape[1:]], first.dtype), *words, tf.TensorSpec([None], tf.bool)]
+
+
+def suited(phase: PhaseConfig, pictures: int) -> PhaseConfig:
+    """The phase with batches small enough for the pictures there are.
+
+    Large batches are faster, but few steps teach little (docs/speed.md has figures).
+
+    >>> [suited(PhaseConfig(pictures_per_batch=64), n).pictures_per_batch for n in (400, 3000, 6000)]
+    [16, 46, 64]
+    """
+    enough = max(FEWEST, pictures // STEPS)
+    return dataclasses.replace(phase, pictures_per_batch=min(phase.pictures_per_batch, enough))
 
 
 def evaluation_batches(

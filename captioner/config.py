@@ -56,7 +56,7 @@ class DecoderConfig:
     tied: bool = False  # the word embedding is also the output matrix
     normalised: bool = False  # grid cells divided by their length before projection
     dropout: float = 0.5  # share of word embeddings and outputs dropped in training
-    grid_dropout: float = 0.25  # share of projected grid channels dropped in training
+    grid_dropout: float = 0.25  # share of grid channels dropped in training; both are rounded to a 256th
     regularizer: str = ""  # keras regulariser for the matrices: l1, l2, … or package.module:name
     regularizer_strength: float = 0.0  # its factor
 
@@ -94,7 +94,7 @@ class PhaseConfig:
     augment: bool = False  # pictures cropped, flipped, recoloured anew each epoch (no cache)
     epochs: int = 10  # passes over the training pictures
     patience: int = 0  # stop after this many epochs without a better dev score; 0: never
-    pictures_per_batch: int = 16  # with all their captions
+    pictures_per_batch: int = 16  # at most, with all their captions; fewer where an epoch would be < 64 steps
     captions_per_picture: int = 0  # drawn anew each epoch; 0: all
     optimizer: str = "adam"  # a row of optimisers.OPTIMIZERS, or package.module:name
     learning_rate: float = 8e-4  # of the decoder

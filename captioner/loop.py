@@ -231,11 +231,11 @@ def headline(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
     """What a phase is about to do.
 
     >>> headline("decoder", PhaseConfig(epochs=3), 40, 0)
-    'phase decoder: cross_entropy, trains the decoder, 3 epochs of 40 steps'
+    'phase decoder: cross_entropy, trains the decoder, 3 epochs of 40 steps, 16 pictures each'
     """
     parts = " and ".join(phase.trains)
     going_on = f", going on after epoch {done}" if done else ""
-    work = f"{phase.epochs} epochs of {steps} steps"
+    work = f"{phase.epochs} epochs of {steps} steps, {phase.pictures_per_batch} pictures each"
     return f"phase {name}: {phase.objective}, trains the {parts}, {work}{going_on}"
 
 

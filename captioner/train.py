@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from captioner.batches import CaptionTable, PictureSource, TrainingBatches
+from captioner.batches import CaptionTable, PictureSource, TrainingBatches, suited
 from captioner.budget import within
 from captioner.checkpoints import DATA, Run
 from captioner.config import Config, PhaseConfig
@@ -197,8 +197,9 @@ class Training:
         sources = self._sources(phase)
         tables = {split: self._table(split, source) for split, source in sources.items()}
         seed = self.config.seed * 100 + number
-        batches = TrainingBatches(tables["train"], sources["train"], phase=phase, seed=seed)
         judged = TrainingBatches(tables["dev"], sources["dev"], phase=_unchanged(phase), seed=seed)
+        phase = suited(phase, len(tables["train"].ids))
+        batches = TrainingBatches(tables["train"], sources["train"], phase=phase, seed=seed)
         variables = trained_variables(phase, self.decoder, self.encoder)
         updater = Updater(phase, batches.steps * phase.epochs, *variables)
         state = State()

@@ -85,7 +85,7 @@ select = "loss"
 TINY_PHASES = """
 [phases.frozen]
 epochs = 2
-pictures_per_batch = 16
+pictures_per_batch = 64
 learning_rate = 0.01
 warmup_steps = 0
 [phases.both]

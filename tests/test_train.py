@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -101,6 +102,7 @@ def test_a_run_folder_holds_all_of_it(tiny_run):
         "earlier phases are done with"
     )
     log = (tiny_run / "log.txt").read_text(encoding="utf-8")
+    assert re.search("phase frozen: .* 16 pictures each", log), "few pictures: not the 64 of the recipe"
     assert "units = 16" in log and "phase both: cross_entropy, trains the decoder and encoder" in log
     assert "reward epoch 1: reward " in log and "nats per word, BLEU-4" in log
     assert not (tiny_run / "tensorboard").exists()
