@@ -104,7 +104,7 @@ class CaptionTable:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """words_in, words_out (B, R, T) int32 and weights (B, R, T) float32 of the chosen captions."""
         rows = [[self.captions[p][c] for c in which] for p, which in zip(pictures, chosen, strict=True)]
-        lengths = np.full((len(rows), max(map(len, rows))), -1)  # (B, R) words; -1: a caption that lacks
+        lengths = np.full((len(rows), max(map(len, rows))), -1)  # (B, R) words; -1: none
         for b, row in enumerate(rows):
             lengths[b, : len(row)] = [len(caption) for caption in row]
         place, lengths = np.arange(lengths.max() + 1), lengths[:, :, None]
