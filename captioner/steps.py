@@ -26,7 +26,7 @@ from captioner.rewards import CaptionReward
 from captioner.search import SearchOptions, sample
 from captioner.vocabulary import END, START
 
-AT_ONCE = 8  # pictures that go through a frozen CNN together: near its full speed
+AT_ONCE = 4  # pictures that go through a frozen CNN together in a part: more are slower, and take more memory
 
 
 class Figures(NamedTuple):
