@@ -219,7 +219,7 @@ class Steps:
         return tf.reshape(tf.cast(grid, tf.float32), [-1, rows * columns, self.encoder.channels])
 
     def _look(self, pixels: Tensor) -> Tensor:
-        """`Encoder.look`, a few pictures after the others: more at once take memory, not less time."""
+        """`Encoder.look`, `AT_ONCE` pictures after the others."""
         chunks = -(-tf.shape(pixels)[0] // AT_ONCE)
         cells = tf.TensorArray(tf.float32, chunks, infer_shape=False)
 
