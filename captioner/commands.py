@@ -86,7 +86,7 @@ def train(arguments: Namespace) -> int:
     print(f"  captioner evaluate --run {arguments.run} --data {arguments.data} --report")
     unreadable = run.history()[-1].get("unreadable", 0)
     if unreadable:
-        print(f"{unreadable} pictures were left out, see {arguments.run}/log.txt", file=sys.stderr)
+        print(f"pictures left out: {unreadable}, see {arguments.run}/log.txt", file=sys.stderr)
     return 1 if unreadable else 0
 
 
