@@ -10,11 +10,12 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from captioner.version import __version__
+
 if TYPE_CHECKING:
     from captioner.config import load_config as load_config
     from captioner.predict import Captioner as Captioner
 
-__version__ = "0.1.0"
 __all__ = ["Captioner", "__version__", "load_config"]
 
 # Keras reads its backend once, when first imported, and ~/.keras/keras.json may name another one.

@@ -22,12 +22,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import captioner
 from captioner.best import part, read_best, read_info, save_best
 from captioner.config import Config
 from captioner.errors import ConfigError, RunError
 from captioner.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
 from captioner.manifests import REMEDY, check, entries, read_manifest, write_manifest
+from captioner.version import __version__
 from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -281,7 +281,7 @@ def _describe(encoder: Any) -> dict[str, Any]:
 
 
 def _write_config(folder: Path, config: Config, files: Mapping[str, Any]) -> None:
-    version = {"format": FORMAT, "captioner": captioner.__version__}
+    version = {"format": FORMAT, "captioner": __version__}
     write_manifest(folder / CONFIG, {**version, "config": config.to_dict(), "files": files})
 
 
@@ -290,7 +290,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if content["format"] != FORMAT:
         raise RunError(
             f"{folder / CONFIG}: run format {content['format']} of captioner {content['captioner']}; this is "
-            f"{captioner.__version__}, which reads format {FORMAT}: use that version, or train again"
+            f"{__version__}, which reads format {FORMAT}: use that version, or train again"
         )
     return content
 

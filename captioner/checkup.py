@@ -26,6 +26,7 @@ from captioner.errors import CaptionerError, RunError
 from captioner.light import LightCaptioner, NotCompiled
 from captioner.machine import cores, memory_gib, precision, processor_name
 from captioner.startup import find_run, load_tensorflow
+from captioner.version import __version__
 
 _GPU_SECONDS = 20
 
@@ -53,7 +54,7 @@ def examine() -> Iterator[Finding]:
 
 def _python() -> Finding:
     system = f"{platform.system()} {platform.machine()}"
-    found = f"captioner {captioner.__version__}, Python {platform.python_version()}, {system}"
+    found = f"captioner {__version__}, Python {platform.python_version()}, {system}"
     if sys.version_info >= (3, 14):
         return Finding("program", "could", found, "TensorFlow may have no wheels for this Python; 3.13 has")
     return Finding("program", "good", found)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 
-import captioner as package
 from captioner.checkpoints import Run
 from captioner.datasets import CaptionedImage, Split, load_split, open_dataset
 from captioner.errors import CaptionerError, DataError
@@ -29,6 +28,7 @@ from captioner.files import atomic_write, json_text, write_json
 from captioner.metrics import METRICS, describe, protocol, score
 from captioner.predict import Caption, Captioner, CaptionOptions
 from captioner.progress import bar
+from captioner.version import __version__
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 SLOW_METRICS = ("meteor",)  # looked up word by word in WordNet: not after every epoch
@@ -251,7 +251,7 @@ def _setting(run: Run, split: Split, *, plan: Protocol, captioner: Captioner) ->
         "run": run.folder.resolve().name,
         "epoch": f"{best.get('phase', '')} {best.get('epoch', '')}".strip(),
         "encoder": captioner.encoder.name,
-        "captioner": package.__version__,
+        "captioner": __version__,
     }
 
 

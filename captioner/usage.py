@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captioner import __version__, completion, doctor, exporting, scaling, serving
+from captioner import completion, doctor, exporting, scaling, serving
 from captioner.errors import ConfigError, unknown_name
 from captioner.parsing import Parser, number, whole
+from captioner.version import __version__
 
 
 @dataclass(frozen=True)

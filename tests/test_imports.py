@@ -28,7 +28,7 @@ ORDER = [
     *("depthwise", "efficientnet_lite", "torch_weights"),
     *("optimisers", "search", "search_loop", "hypotheses", "metrics", "cider", "scenes", "phrases", "images"),
     *("summaries", "datasets", "readers", "listings", "vocabulary"),
-    *("config", "machine", "manifests", "progress", "voice", "parts", "files", "errors"),
+    *("config", "machine", "manifests", "progress", "voice", "parts", "files", "errors", "version"),
 ]
 # What the command line may load before a command begins to compute.
 LIGHT = [

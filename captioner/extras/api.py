@@ -21,12 +21,12 @@ from concurrent.futures import Future
 from functools import wraps
 from typing import Any
 
-import captioner
 from captioner.captions import Caption, CaptionOptions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.extras.documents import docs_page, openapi
 from captioner.extras.intake import Asked, WrongKind, read_request
 from captioner.extras.service import Busy, Served, Service, UnknownRun, part_of
+from captioner.version import __version__
 
 Endpoint = Callable[[Any], Awaitable[Any]]
 log = logging.getLogger("captioner.serve")
@@ -53,7 +53,7 @@ def build_api(service: Service) -> Any:
     @answering
     async def health(_: Any) -> Any:
         done = {"captioned": service.batcher.items, "batches": service.batcher.batches}
-        return {"status": "ok", "version": captioner.__version__, "waiting": service.waiting, **done}
+        return {"status": "ok", "version": __version__, "waiting": service.waiting, **done}
 
     @answering
     async def schema(_: Any) -> Any:

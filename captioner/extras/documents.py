@@ -11,9 +11,9 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import captioner
 from captioner.extras.intake import OPTIONS
 from captioner.extras.service import ServeLimits, Service
+from captioner.version import __version__
 
 _MEANINGS = {
     "beam": "captions compared at a time; 1 takes the likeliest word each time",
@@ -45,7 +45,7 @@ def openapi(service: Service) -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "captioner",
-            "version": captioner.__version__,
+            "version": __version__,
             "description": _limits_text(limits),
         },
         "paths": {

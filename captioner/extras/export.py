@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from captioner import __version__
 from captioner.checkpoints import VOCABULARY, Run
 from captioner.errors import CaptionerError, ConfigError, RunError, load_object, unknown_name
 from captioner.extras.export_check import Check, Ways, compare, comparison_pictures
 from captioner.files import storing, write_json
 from captioner.light import COMPILED
 from captioner.progress import say
+from captioner.version import __version__
 
 EXPORT = "export.json"
 # Writes into an empty folder: (Job, folder) → the ways in which what was written captions.

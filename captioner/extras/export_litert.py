@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-import captioner
 from captioner.best import WEIGHTS, arrays_in, part
 from captioner.checkpoints import BEST
 from captioner.datasets import load_split
@@ -29,6 +28,7 @@ from captioner.light import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncode
 from captioner.light_decoder import LightDecoder
 from captioner.manifests import entries, write_manifest
 from captioner.progress import silent_stderr
+from captioner.version import __version__
 
 ENCODER, DECODER = "encoder.tflite", "decoder.tflite"
 CALIBRATION_PICTURES = 200  # from which int8 learns the range of activations
@@ -59,7 +59,7 @@ def _compiled(job: Job, folder: Path, encoder: bytes) -> LightCaptioner:
     (folder / GRAPH).write_bytes(graph)
     made_from = {
         "format": FORMAT,
-        "captioner": captioner.__version__,
+        "captioner": __version__,
         "precision": job.precision,
         "vocabulary": run.vocabulary.digest,
         "weights": entries(weights.parent, [WEIGHTS])[WEIGHTS],

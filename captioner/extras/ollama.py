@@ -18,12 +18,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import captioner
 from captioner.captions import CaptionOptions
 from captioner.errors import ConfigError
 from captioner.extras.api import answering, captions_of
 from captioner.extras.intake import check_count, json_object, option, unpacked
 from captioner.extras.service import Served, Service
+from captioner.version import __version__
 
 SEARCH_BELOW = 0.2  # temperatures that ask for the likeliest caption
 _DRAWING = ("temperature", "top_k", "top_p")
@@ -62,7 +62,7 @@ def add_ollama(api: Any, service: Service) -> None:
 
     @answering
     async def version(_: Any) -> Any:
-        return {"version": captioner.__version__}
+        return {"version": __version__}
 
     for path, endpoint in (("generate", generate), ("chat", chat), ("show", show)):
         api.add_route(f"/api/{path}", endpoint, methods=["POST"])
