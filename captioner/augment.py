@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from captioner.vocabulary import words_of
+from captioner.data.vocabulary import words_of
 
 Tensor = Any
 

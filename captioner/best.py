@@ -17,8 +17,8 @@ import safetensors
 import safetensors.numpy
 
 from captioner.errors import RunError
-from captioner.files import atomic_write, digest_bytes, flush_folder, storing
-from captioner.manifests import REMEDY, read_checked, read_manifest, write_manifest
+from captioner.system.files import atomic_write, digest_bytes, flush_folder, storing
+from captioner.system.manifest import REMEDY, read_checked, read_manifest, write_manifest
 
 WEIGHTS, INFO, NEXT_INFO = "weights.safetensors", "best.json", "next.json"
 

@@ -20,11 +20,11 @@ import numpy as np
 
 from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
+from captioner.data.images import read_image
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ImageError
 from captioner.hypotheses import Hypotheses, SearchOptions
-from captioner.images import read_image
-from captioner.machine import cores
-from captioner.vocabulary import Vocabulary
+from captioner.system.hardware import cores
 
 BATCHES_AHEAD = 2  # that the threads read before they are asked for
 

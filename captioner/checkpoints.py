@@ -24,11 +24,11 @@ from typing import Any
 
 from captioner.best import part, read_best, read_info, save_best
 from captioner.config import Config
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
-from captioner.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
-from captioner.manifests import REMEDY, check, entries, read_manifest, write_manifest
+from captioner.system.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
+from captioner.system.manifest import REMEDY, check, entries, read_manifest, write_manifest
 from captioner.version import __version__
-from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
 CONFIG, VOCABULARY, ENCODER, SPLITS = "config.json", "vocabulary.txt", "encoder.json", "splits.json"

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from captioner import completion
 from captioner.errors import CaptionerError
 from captioner.scaling import staging
+from captioner.system.voice import detail, speak, styled, verbose
 from captioner.usage import build_parser, parse
-from captioner.voice import detail, speak, styled, verbose
 
 NO_MEMORY = (
     "not enough memory; fewer pictures at a time (--batch-size, phases.NAME.pictures_per_batch), a smaller "

@@ -18,17 +18,17 @@ from captioner.describe import caption as caption
 from captioner.doctor import doctor as doctor
 from captioner.errors import ConfigError
 from captioner.exporting import export as export
-from captioner.files import json_text
 from captioner.reports import epoch_name, info_lines, score_lines, scores_line
 from captioner.scaling import features as features
 from captioner.serving import serve as serve
 from captioner.startup import load_tensorflow, new_run, newest_runs
+from captioner.system.files import json_text
 
 
 def data(arguments: Namespace) -> int:
     """`captioner data`: a data set in figures, and on a sheet."""
-    from captioner.datasets import load_split
-    from captioner.summaries import summarise
+    from captioner.data.datasets import load_split
+    from captioner.data.statistics import summarise
 
     for line in summarise(arguments.root, arguments.format, arguments.seed).lines():
         print(line)
@@ -44,7 +44,7 @@ def data(arguments: Namespace) -> int:
 
 def sample(arguments: Namespace) -> int:
     """`captioner sample`: the set that draws itself."""
-    from captioner.scenes import draw_dataset
+    from captioner.data.synthetic.scenes import draw_dataset
 
     draw_dataset(
         arguments.folder,

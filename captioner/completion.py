@@ -51,7 +51,7 @@ def completion(arguments: Namespace) -> int:
     if not arguments.install:
         print(code)
         return 0
-    from captioner.files import atomic_write
+    from captioner.system.files import atomic_write
 
     path = Path(SHELLS[shell]).expanduser()
     path.parent.mkdir(parents=True, exist_ok=True)

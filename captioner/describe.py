@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.data.image_files import gather, named_paths, no_picture_in
+from captioner.data.images import find_images
 from captioner.errors import CaptionerError, ConfigError, RunError
-from captioner.files import digest_bytes, digest_file, json_text
-from captioner.images import find_images
-from captioner.progress import bar
 from captioner.reports import caption_lines
 from captioner.scaling import part_of
-from captioner.sources import gather, named_paths, no_picture_in
 from captioner.startup import find_run, load_captioner
+from captioner.system.console import bar
+from captioner.system.files import digest_bytes, digest_file, json_text
 
 
 def caption(arguments: Namespace) -> int:
@@ -141,7 +141,7 @@ def _drawing_names(wanted: str | None, paths: Sequence[Path]) -> dict[Path, Path
 
 
 def _draw_attention(path: Path, result: Any, target: Path) -> None:
-    from captioner.images import read_image
+    from captioner.data.images import read_image
     from captioner.plots import plot_attention
 
     plot_attention(read_image(path), result.words, result.attention, path=target)

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from captioner.voice import styled
+from captioner.system.voice import styled
 
 SUMMARY = "say what this machine has, what is missing, and what to install"
 MORE = "Exit code 1 if something is missing that every use needs."
@@ -25,7 +25,7 @@ def add_arguments(add: Any) -> None:
 def doctor(arguments: Namespace) -> int:
     """`captioner doctor`: the findings, the worst of them as exit code."""
     from captioner.checkup import examine
-    from captioner.files import json_text
+    from captioner.system.files import json_text
 
     findings = []
     for finding in examine():

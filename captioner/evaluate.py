@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from captioner.checkpoints import Run
-from captioner.datasets import CaptionedImage, Split, load_split, open_dataset
+from captioner.data.datasets import CaptionedImage, Split, load_split, open_dataset
 from captioner.errors import CaptionerError, DataError
 from captioner.features import FeatureStore, extract
-from captioner.files import atomic_write, json_text, write_json
 from captioner.metrics import METRICS, describe, protocol, score
 from captioner.predict import Caption, Captioner, CaptionOptions
-from captioner.progress import bar
+from captioner.system.console import bar
+from captioner.system.files import atomic_write, json_text, write_json
 from captioner.version import __version__
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"

@@ -16,12 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from captioner.datasets import CaptionedImage
+from captioner.data.datasets import CaptionedImage
+from captioner.data.feature_cache import Seen, ShardFolder
+from captioner.data.images import DEFAULT_LIMITS, read_image
 from captioner.encoders import Encoder
 from captioner.errors import EncoderError, ImageError
-from captioner.files import digest_bytes
-from captioner.images import DEFAULT_LIMITS, read_image
-from captioner.shards import Seen, ShardFolder
+from captioner.system.files import digest_bytes
 
 BATCH_SIZE = 32  # pictures per pass through the CNN
 SHARD_PICTURES = 512

@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from captioner.datasets import CaptionedImage
+from captioner.data.datasets import CaptionedImage
+from captioner.data.feature_cache import FORMAT, WORKERS, Location, ShardFolder, cache_base, fingerprint
 from captioner.encoders import Encoder
 from captioner.errors import CacheError, ImageError
 from captioner.extraction import BATCH_SIZE, Extraction, shard_pictures
-from captioner.files import lock, remove_leftovers
-from captioner.parts import Part, part_number
-from captioner.progress import bar, say
-from captioner.shards import FORMAT, WORKERS, Location, ShardFolder, cache_base, fingerprint
+from captioner.system.console import bar, say
+from captioner.system.files import lock, remove_leftovers
+from captioner.system.shard_spec import Part, part_number
 
 
 class Failure(NamedTuple):

@@ -20,15 +20,15 @@ from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from captioner.data.image_files import Pictures, is_picture_name
 from captioner.errors import ConfigError, unknown_name
-from captioner.files import storing
 from captioner.journals import held
 from captioner.outcomes import Outcomes
-from captioner.parts import WHOLE, Part
 from captioner.places import NAMES, Neighbours, Rows, Sidecars, Target, writable
-from captioner.progress import bar
 from captioner.sidecars import WRITERS, Found, Sheet, Sidecar, sheets_of_parts
-from captioner.sources import Pictures, is_picture_name
+from captioner.system.console import bar
+from captioner.system.files import storing
+from captioner.system.shard_spec import WHOLE, Part
 from captioner.tables import Table
 from captioner.works import NO_WORDS, Folder, Result
 
@@ -90,7 +90,7 @@ def caption_folders(
 
     Example:
         >>> from captioner import Captioner  # doctest: +SKIP
-        >>> from captioner.sources import gather  # doctest: +SKIP
+        >>> from captioner.data.image_files import gather  # doctest: +SKIP
         >>> model = Captioner.load("runs/flickr8k")  # doctest: +SKIP
         >>> plan = FolderPlan(("txt", "xmp"), job="flickr8k")  # doctest: +SKIP
         >>> caption_folders(gather(["photos"]), plan, model.captions_of).captioned  # doctest: +SKIP

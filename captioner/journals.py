@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import CaptionerError, RunError
-from captioner.files import append_line, storing
-from captioner.parts import WHOLE, Part
 from captioner.sidecars import json_bytes
+from captioner.system.files import append_line, storing
+from captioner.system.shard_spec import WHOLE, Part
 
 try:
     import fcntl

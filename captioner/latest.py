@@ -16,9 +16,9 @@ from typing import Any
 import tensorflow as tf
 
 from captioner.errors import CaptionerError, RunError
-from captioner.files import flush_file, flush_folder, remove_leftovers, storing
-from captioner.manifests import check, entries, read_manifest, write_manifest
-from captioner.progress import say
+from captioner.system.console import say
+from captioner.system.files import flush_file, flush_folder, remove_leftovers, storing
+from captioner.system.manifest import check, entries, read_manifest, write_manifest
 
 _NAME = re.compile(r"ckpt-(\d+)(\..*|_temp.*)")
 

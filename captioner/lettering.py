@@ -8,7 +8,7 @@ from functools import cache
 
 from matplotlib import font_manager
 
-from captioner.progress import say
+from captioner.system.console import say
 
 BASE = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, and more
 # Good-looking fonts with many letters, tried before any other that is installed.

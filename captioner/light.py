@@ -29,8 +29,8 @@ from captioner.external_weights import put_back
 from captioner.hypotheses import Hypotheses
 from captioner.light_decoder import LightDecoder
 from captioner.light_search import beam_search
-from captioner.manifests import read_checked, read_manifest
-from captioner.progress import silent_stderr
+from captioner.system.console import silent_stderr
+from captioner.system.manifest import read_checked, read_manifest
 
 COMPILED, MANIFEST, GRAPH = "compiled", "compiled.json", "encoder.graph"
 FORMAT = 2

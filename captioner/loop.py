@@ -24,10 +24,10 @@ from captioner.evaluate import score_captions
 from captioner.features import Failure
 from captioner.latest import Latest
 from captioner.predict import Captioner
-from captioner.progress import bar, duration, say
 from captioner.rewards import CaptionReward
 from captioner.signals import Interrupted, StopRequest
 from captioner.steps import Figures, Steps
+from captioner.system.console import bar, duration, say
 
 
 class State(tf.Module):

@@ -16,8 +16,8 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from captioner.cider import CiderD, Words, check_references
+from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError, unknown_name
-from captioner.vocabulary import words_of
 
 __all__ = ["METRICS", "CiderD", "Figures", "describe", "per_caption", "protocol", "score"]
 
@@ -95,7 +95,7 @@ def protocol(references: Sequence[Sequence[str]]) -> dict[str, str]:
     span = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
     notes = {
         "references": f"{len(references)} pictures, {span} references each",
-        "words": "captioner.vocabulary.words_of on hypotheses and references: lower case, no punctuation",
+        "words": "captioner.words_of on hypotheses and references: lower case, no punctuation",
         "bleu": "nltk corpus_bleu, closest reference length and one brevity penalty, as coco-caption",
         "rouge_l": "beta 1.2, mean over pictures, as coco-caption",
         "cider": "CIDEr-D, sigma 6, document frequencies of these references, 100 x coco-caption's",

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from captioner.vocabulary import words_of
+from captioner.data.vocabulary import words_of
 
 AGREED = 0.25  # Scott's pi, agreement beyond chance, of the references on a word: from here on it is content
 RARE = 0.15  # of all captions: the bound instead, where each picture has one reference only

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.progress import duration, say
+from captioner.system.console import duration, say
 
 _SHOWN_EXAMPLES, _SHOWN_REASONS = 3, 10
 _TOO_FEW = 0.05  # different captions a picture

@@ -12,10 +12,10 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from captioner.data.image_files import is_picture_name
 from captioner.errors import CaptionerError, DataError
-from captioner.files import atomic_write, flush_folder, storing
 from captioner.sidecars import Found, Sidecar, ambiguous, folded
-from captioner.sources import is_picture_name
+from captioner.system.files import atomic_write, flush_folder, storing
 from captioner.tables import Table
 
 NAMES = {  # habits of naming; the second is that of darktable and digiKam

@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from captioner.datasets import CaptionedImage
+from captioner.data.datasets import CaptionedImage
+from captioner.data.images import read_image
+from captioner.data.vocabulary import join_words
 from captioner.errors import CaptionerError, ImageError
-from captioner.files import replacing
-from captioner.images import read_image
 from captioner.lettering import fonts_for, wrapped
-from captioner.vocabulary import join_words
+from captioner.system.files import replacing
 
 PAPER, INK, PALE, BAND = "#ffffff", "#22262b", "#7a828c", "#f3f5f7"
 COLOURS = {

@@ -19,11 +19,11 @@ import tensorflow as tf
 from captioner.captioning import Captioning
 from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
+from captioner.data.vocabulary import Vocabulary
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder
 from captioner.hypotheses import Hypotheses
 from captioner.search import SearchOptions, beam_search, sample
-from captioner.vocabulary import Vocabulary
 
 __all__ = ["Alternative", "Caption", "CaptionOptions", "Captioner"]
 

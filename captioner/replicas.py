@@ -26,16 +26,16 @@ import tensorflow as tf
 from captioner import train as alone
 from captioner.checkpoints import Run
 from captioner.config import Config, PhaseConfig
-from captioner.datasets import CaptionedImage
+from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError, ConfigError
 from captioner.features import FeatureStore, extract, extract_part
 from captioner.loop import Loop
-from captioner.machine import cores
 from captioner.norms import Making, RunningAverages
-from captioner.parts import Part
-from captioner.progress import say
 from captioner.signals import Interrupted, StopRequest
 from captioner.steps import Figures, Steps, use_cores_side_by_side
+from captioner.system.console import say
+from captioner.system.hardware import cores
+from captioner.system.shard_spec import Part
 from captioner.teams import Team, add_up, worker_of_all
 
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)

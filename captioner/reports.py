@@ -7,7 +7,7 @@ from typing import Any
 
 from captioner.captions import Alternative, Caption
 from captioner.checkpoints import Run
-from captioner.progress import duration
+from captioner.system.console import duration
 
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")
 

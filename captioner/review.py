@@ -17,13 +17,13 @@ import numpy as np
 
 from captioner.charts import bar_chart, line_chart, nice_ticks
 from captioner.checkpoints import Run
+from captioner.data.vocabulary import words_of
 from captioner.evaluate import Evaluation
 from captioner.exhibits import exhibit, thumbnail
-from captioner.files import atomic_write
 from captioner.metrics import per_caption
 from captioner.mistakes import Count, Mistakes, find_mistakes, word_shares
 from captioner.plots import LABELS, LOSSES
-from captioner.vocabulary import words_of
+from captioner.system.files import atomic_write
 
 PICTURES = 6  # in each of best, typical, worst
 ROWS = 10  # of a table

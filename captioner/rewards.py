@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from captioner.cider import CiderD
-from captioner.vocabulary import END
+from captioner.data.vocabulary import END
 
 
 class CaptionReward:

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from captioner.errors import ConfigError, unknown_name
-from captioner.parts import WHOLE, Part
 from captioner.startup import load_tensorflow
+from captioner.system.shard_spec import WHOLE, Part
 
 ENGINES = ("ray",)
 
@@ -79,7 +79,7 @@ def part_of(arguments: Namespace) -> Part:
 def features(arguments: Namespace) -> int:
     """`captioner features`: the cache, filled beforehand."""
     from captioner.config import load_config
-    from captioner.datasets import load_split
+    from captioner.data.datasets import load_split
 
     part = part_of(arguments)
     config = load_config(arguments.recipe, arguments.set)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from captioner.data.images import read_image
 from captioner.errors import ImageError
-from captioner.images import read_image
 
 PICTURE_PIXELS, TILE_PIXELS = 320, 96  # longest sides
 _FAINT = "opacity:.65;font-size:.85em"

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from captioner.files import json_text
-from captioner.parts import Part
+from captioner.system.files import json_text
+from captioner.system.shard_spec import Part
 from captioner.tables import Table
 from captioner.xmp import embedded_xmp, read_xmp, write_xmp
 

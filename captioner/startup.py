@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import captioner
 from captioner.errors import RunError
-from captioner.progress import say, silent_stderr
-from captioner.voice import detail, verbose
+from captioner.system.console import say, silent_stderr
+from captioner.system.voice import detail, verbose
 
 if TYPE_CHECKING:
     from captioner.captioning import Captioning

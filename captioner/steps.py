@@ -15,16 +15,16 @@ import tensorflow as tf
 
 from captioner import depthwise
 from captioner.config import Config, PhaseConfig
+from captioner.data.vocabulary import END, START
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import Encoder
 from captioner.errors import ConfigError, unknown_name
 from captioner.losses import caption_loss, reward_loss
-from captioner.machine import cores
 from captioner.optimisers import Updater
 from captioner.recurrence import Tensor
 from captioner.rewards import CaptionReward
 from captioner.search import SearchOptions, sample
-from captioner.vocabulary import END, START
+from captioner.system.hardware import cores
 
 AT_ONCE = 4  # pictures that go through a frozen CNN together in a part: more are slower, and take more memory
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from captioner.files import replacing
+from captioner.system.files import replacing
 
 COLUMNS = ["file_name", "caption", "score"]
 _NAMES = ("file_name", "filename", "image", "file", "path")

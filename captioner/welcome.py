@@ -6,7 +6,7 @@ import re
 from typing import TextIO
 
 from captioner.startup import newest_runs
-from captioner.voice import styled
+from captioner.system.voice import styled
 
 GREETING = """\
 captioner: a picture goes in, a sentence comes out.

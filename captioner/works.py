@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from captioner.data.images import read_image
 from captioner.errors import CaptionerError, ImageError
-from captioner.files import digest_bytes
-from captioner.images import read_image
 from captioner.journals import Journal, held
-from captioner.parts import Part
 from captioner.places import Look, Target
 from captioner.sidecars import Found, joined
+from captioner.system.files import digest_bytes
+from captioner.system.shard_spec import Part
 
 NO_WORDS = "the model found no words for it"
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
+from captioner.data.images import FORMATS
 from captioner.errors import DataError, MissingExtra
-from captioner.images import FORMATS
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
 DC = "{http://purl.org/dc/elements/1.1/}"

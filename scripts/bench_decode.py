@@ -82,7 +82,7 @@ def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
     """The library's captioner."""
     import numpy as np
 
-    from captioner.images import read_image
+    from captioner.data.images import read_image
     from captioner.predict import Captioner
 
     captioner = Captioner.load(arguments.run) if arguments.run else random_captioner(arguments)
@@ -121,10 +121,10 @@ def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
 def random_captioner(arguments: argparse.Namespace) -> Any:
     """An untrained captioner of the benchmark's size whose captions do not end early."""
     from captioner.config import DecoderConfig
+    from captioner.data.vocabulary import END
     from captioner.decoder import CaptionDecoder
-    from captioner.machine import precision
     from captioner.predict import Captioner
-    from captioner.vocabulary import END
+    from captioner.system.hardware import precision
 
     encoder = material.load_encoder(arguments)
     vocabulary = material.vocabulary_of([], arguments.vocabulary)

@@ -88,7 +88,7 @@ def pictures(arguments: argparse.Namespace) -> tuple[dict[str, str], dict[str, l
 
 def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
     """`extract` into an empty cache."""
-    from captioner.datasets import CaptionedImage
+    from captioner.data.datasets import CaptionedImage
     from captioner.features import extract
 
     encoder = material.load_encoder(arguments)

@@ -67,10 +67,10 @@ class Phase:
         from captioner.batches import CaptionTable, TrainingBatches
         from captioner.config import load_config
         from captioner.decoder import CaptionDecoder
-        from captioner.machine import precision
         from captioner.optimisers import Updater
         from captioner.rewards import CaptionReward
         from captioner.steps import Steps, trained_variables, use_cores_side_by_side
+        from captioner.system.hardware import precision
 
         use_cores_side_by_side()
         config = load_config("flickr8k", [f"phases.{name}.augment={str(name == 'finetune').lower()}"])
@@ -108,7 +108,7 @@ class Phase:
 def pixels_of(records: list[Any], encoder: Any, arguments: argparse.Namespace) -> Any:
     """Picture files, those of the data set or drawn ones, read as training reads them."""
     from captioner.batches import PictureSource
-    from captioner.datasets import CaptionedImage
+    from captioner.data.datasets import CaptionedImage
 
     if not arguments.data:
         folder = Path(arguments.scratch) / "drawn"
@@ -136,7 +136,7 @@ def cnn_alone(
     """Forward and back through the same layers, one part of the batch a core as in training."""
     import tensorflow as tf
 
-    from captioner.machine import cores
+    from captioner.system.hardware import cores
 
     phase = Phase(arguments, "finetune")
     model, batch, trained = phase.encoder.model, phase.phase.pictures_per_batch, phase.variables[1]

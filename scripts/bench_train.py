@@ -121,9 +121,9 @@ class Ours:
     def __init__(self, arguments: argparse.Namespace) -> None:
         from captioner.batches import CaptionTable, TrainingBatches
         from captioner.decoder import CaptionDecoder
-        from captioner.machine import precision
         from captioner.optimisers import Updater
         from captioner.steps import Steps, trained_variables
+        from captioner.system.hardware import precision
 
         config = recipe(arguments)
         phase = config.phases["decoder"]

@@ -18,9 +18,9 @@ import measure  # noqa: F401  # first: it makes the checkout importable
 import numpy as np
 from PIL import Image
 
-from captioner.datasets import CaptionedImage, load_split
-from captioner.scenes import draw, scenes
-from captioner.vocabulary import Vocabulary, words_of
+from captioner.data.datasets import CaptionedImage, load_split
+from captioner.data.synthetic.scenes import draw, scenes
+from captioner.data.vocabulary import Vocabulary, words_of
 
 DISTINCT = 32  # pictures drawn, or features drawn at random; the rest are variations
 

@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout measures itself, installed or not
 
-from captioner.machine import cores, peak_memory_gib  # noqa: E402
+from captioner.system.hardware import cores, peak_memory_gib  # noqa: E402
 
 Facts = dict[str, Any]  # what a side says of itself before it measures
 Round = Callable[[], dict[str, float]]  # one measurement

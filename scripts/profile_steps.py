@@ -218,7 +218,7 @@ def phase(name: str) -> measure.Side:
 
 def features(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
     """`extract` of picture files, a batch a step."""
-    from captioner.datasets import CaptionedImage
+    from captioner.data.datasets import CaptionedImage
     from captioner.features import extract
 
     encoder = material.load_encoder(arguments)

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from captioner.checkpoints import DATA, Run
-from captioner.datasets import load_split
+from captioner.data.datasets import load_split
 from captioner.errors import CaptionerError
 from captioner.extras.export import ExportPlan, export
 from captioner.light import LightCaptioner

@@ -31,7 +31,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn data set of 48 small pictures with train, dev and test; do not write into it."""
-    scenes = pytest.importorskip("captioner.scenes")
+    scenes = pytest.importorskip("captioner.data.synthetic.scenes")
     folder = tmp_path_factory.mktemp("scenes")
     scenes.draw_dataset(folder, pictures=48, seed=0, size=64)
     return folder

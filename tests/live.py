@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from captioner.scenes import draw_dataset
+from captioner.data.synthetic.scenes import draw_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (

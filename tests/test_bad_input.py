@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY_NETWORKS
 from PIL import Image
 
-from captioner import files
 from captioner.checkpoints import Run
 from captioner.cli import main
-from captioner.files import digest_file
-from captioner.manifests import entries, read_manifest, write_manifest
-from captioner.vocabulary import Vocabulary
+from captioner.data.vocabulary import Vocabulary
+from captioner.system import files
+from captioner.system.files import digest_file
+from captioner.system.manifest import entries, read_manifest, write_manifest
+from tests.conftest import TINY_NETWORKS
 
 Refused = Callable[..., str]
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0

@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioner import best, files, manifests
+from captioner import best
 from captioner.checkpoints import Run
 from captioner.config import load_config
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CaptionerError, ConfigError, RunError
-from captioner.vocabulary import Vocabulary
+from captioner.system import files
+from captioner.system import manifest as manifests
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = load_config("", ["encoder.name=small_cnn", "decoder.units=8", "decoder.embedding=4"])

@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from captioner import checkup, progress, voice
+from captioner import checkup
 from captioner.cli import main
 from captioner.completion import SHELLS
 from captioner.startup import new_run, newest_runs
+from captioner.system import console as progress
+from captioner.system import voice
 from captioner.usage import COMMANDS, parse
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -15,14 +15,14 @@ from test_light import CONFIG, make_run
 
 from captioner.checkpoints import BEST, Run
 from captioner.cli import main
+from captioner.data.images import read_image
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CaptionerError, ConfigError, RunError
 from captioner.extras import export as room
 from captioner.extras.export import ExportPlan, export
 from captioner.extras.export_check import Answer, Way
 from captioner.extras.export_savedmodel import _joiner
-from captioner.images import read_image
 from captioner.predict import Captioner
-from captioner.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")

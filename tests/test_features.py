@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import extraction, files, shards
+from captioner import extraction
 from captioner.backbones import ENCODERS
-from captioner.datasets import CaptionedImage
+from captioner.data import feature_cache as shards
+from captioner.data.datasets import CaptionedImage
+from captioner.data.images import read_image
 from captioner.encoders import Encoder, load_encoder
 from captioner.errors import CacheError, CaptionerError, EncoderError, RunError
 from captioner.features import FeatureStore, cache_folder, extract
-from captioner.images import read_image
+from captioner.system import files
 
 SIZE = 32
 SHAPE = (4, 128)

@@ -20,20 +20,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import scenes
 from captioner.captions import Caption
 from captioner.checkpoints import Run
 from captioner.cli import main
 from captioner.config import load_config
+from captioner.data.image_files import Pictures, gather, named_paths
+from captioner.data.synthetic import scenes
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CaptionerError, ConfigError, DataError, RunError
-from captioner.files import digest_file
 from captioner.folders import FolderPlan, caption_folders
 from captioner.journals import JOURNAL, Journal, held
 from captioner.outcomes import Outcomes
 from captioner.places import writable
 from captioner.sidecars import WRITERS, Sidecar, ambiguous
-from captioner.sources import Pictures, gather, named_paths
-from captioner.vocabulary import Vocabulary
+from captioner.system.files import digest_file
 from tests.photos import captions_of, make_photos
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -20,6 +20,7 @@ from captioner import light_search, search
 from captioner.captions import Caption
 from captioner.checkpoints import BEST, Run
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
+from captioner.data.vocabulary import END, Vocabulary
 from captioner.decoder import CaptionDecoder
 from captioner.encoders import load_encoder
 from captioner.errors import ConfigError, RunError
@@ -28,10 +29,9 @@ from captioner.extras.export import ExportPlan, export
 from captioner.hypotheses import SearchOptions
 from captioner.light import COMPILED, GRAPH, MANIFEST, LightCaptioner, NotCompiled
 from captioner.light_decoder import LightDecoder
-from captioner.manifests import read_manifest, write_manifest
 from captioner.predict import Captioner
 from captioner.startup import load_captioner
-from captioner.vocabulary import END, Vocabulary
+from captioner.system.manifest import read_manifest, write_manifest
 
 WORDS = "a red blue circle square star is above below two three"
 CONFIG = Config(
@@ -357,7 +357,7 @@ def test_one_caption_loads_nothing_that_it_does_not_need(
 @pytest.mark.slow
 def test_the_model_that_comes_along_says_the_same(flickr8k: Path) -> None:
     """On dev: 99 captions of 100 word for word."""
-    from captioner.datasets import load_split
+    from captioner.data.datasets import load_split
     from captioner.errors import CaptionerError
     from captioner.startup import find_run
 

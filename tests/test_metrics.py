@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError
 from captioner.metrics import METRICS, CiderD, describe, per_caption, protocol, score
-from captioner.vocabulary import words_of
 
 CAT = ["The cat is on the mat.", "There is a cat on the mat."]
 

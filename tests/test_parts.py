@@ -16,19 +16,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import extraction, shards
+from captioner import extraction
 from captioner.captions import Caption
 from captioner.cli import main
-from captioner.datasets import CaptionedImage
+from captioner.data import feature_cache as shards
+from captioner.data.datasets import CaptionedImage
+from captioner.data.image_files import gather
 from captioner.encoders import Encoder, load_encoder
 from captioner.errors import ConfigError, RunError
 from captioner.features import FeatureStore, extract, extract_part
-from captioner.files import lock
 from captioner.folders import FolderPlan, caption_folders
 from captioner.journals import JOURNAL, Journal, held
 from captioner.outcomes import Outcomes
-from captioner.parts import Part
-from captioner.sources import gather
+from captioner.system.files import lock
+from captioner.system.shard_spec import Part
 
 ROOT = Path(__file__).resolve().parent.parent
 

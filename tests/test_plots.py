@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from captioner import lettering
-from captioner.datasets import CaptionedImage
+from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError
 from captioner.lettering import fonts_for, wrapped
 from captioner.plots import _lit, plot_attention, plot_history, plot_records

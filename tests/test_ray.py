@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import extraction, shards
+from captioner import extraction
 from captioner.cli import main
-from captioner.datasets import CaptionedImage
+from captioner.data import feature_cache as shards
+from captioner.data.datasets import CaptionedImage
 from captioner.errors import ConfigError, MissingExtra
 from captioner.features import FeatureStore, extract
-from captioner.files import digest_bytes
 from captioner.journals import Journal
+from captioner.system.files import digest_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPE = """

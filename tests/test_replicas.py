@@ -18,10 +18,10 @@ import pytest
 from captioner.batches import CaptionTable, PictureSource, TrainingBatches
 from captioner.checkpoints import Run
 from captioner.config import PhaseConfig
-from captioner.datasets import load_split
+from captioner.data.datasets import load_split
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.teams import worker_of_all
-from captioner.vocabulary import Vocabulary
 from tests.conftest import TINY_NETWORKS
 
 ROOT = Path(__file__).resolve().parent.parent

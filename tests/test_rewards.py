@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from captioner.cider import CiderD
+from captioner.data.vocabulary import END
 from captioner.rewards import CaptionReward
-from captioner.vocabulary import END
 
 REFERENCES = [[[4, 5, 6, 7], [4, 5, 6]], [[8, 9, 10, 11]], [[12, 13, 14, 15]]]
 

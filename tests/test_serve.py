@@ -26,9 +26,9 @@ from PIL import Image
 
 from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
+from captioner.data.images import Limits
 from captioner.errors import RunError
 from captioner.extras.service import Served, ServeLimits, Service
-from captioner.images import Limits
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None,
@@ -592,7 +592,7 @@ def make_run(folder: Path, *, finished: bool = True) -> None:
     """A run folder with weights of nothing."""
     from captioner.checkpoints import Run
     from captioner.config import Config
-    from captioner.vocabulary import Vocabulary
+    from captioner.data.vocabulary import Vocabulary
 
     info = {"name": "small_cnn", "size": [64, 64], "grid": [4, 4], "cells": 16, "channels": 8, "digest": "0"}
     run = Run.create(folder, Config(), Vocabulary.build(["ein Stern", "원"]), info)

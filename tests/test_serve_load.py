@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from PIL import Image
 
-from captioner.scenes import draw, scenes
+from captioner.data.synthetic.scenes import draw, scenes
 from tests.live import ask, serving, train_runs
 
 SECONDS = float(os.environ.get("CAPTIONER_LOAD_SECONDS", "60"))

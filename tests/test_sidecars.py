@@ -270,7 +270,7 @@ def test_a_new_sheet_is_one_that_others_read(tmp_path: Path) -> None:
     assert [found["caption"] for found in rows] == list(CAPTIONS.values())
     assert rows[0] == {"file_name": "sub/en.jpg", "caption": CAPTIONS["en"], "score": "-0.25"}
 
-    from captioner.readers import DATASETS
+    from captioner.data.formats import DATASETS
 
     assert DATASETS["csv"].find(tmp_path)[0].path == path
 

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY_NETWORKS
 from PIL import Image
 
 from captioner.best import read_best
@@ -30,6 +29,7 @@ from captioner.latest import Latest
 from captioner.predict import Captioner
 from captioner.steps import Steps
 from captioner.train import train
+from tests.conftest import TINY_NETWORKS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -56,7 +56,7 @@ def comparison_pictures(data: Path | None, count: int) -> Iterator[list[Path]]:
         step = max(1, len(records) // count)
         yield [record.path for record in records[::step][:count]]
         return
-    from captioner.scenes import draw, scenes
+    from captioner.data.synthetic.scenes import draw, scenes
 
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.png" for number in range(count)]
@@ -106,7 +106,7 @@ def _check(name: str, way: Way, own: Sequence[Answer], found: Sequence[Answer]) 
 
 
 def _records(data: Path) -> Any:
-    from captioner.datasets import load_split
+    from captioner.data.datasets import load_split
 
     try:
         return load_split(data, "dev").records

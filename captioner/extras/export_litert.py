@@ -17,17 +17,17 @@ import tensorflow as tf
 
 from captioner.best import WEIGHTS, arrays_in, part
 from captioner.checkpoints import BEST
-from captioner.datasets import load_split
+from captioner.data.datasets import load_split
+from captioner.data.images import read_image
 from captioner.errors import ImageError, MissingExtra
 from captioner.external_weights import put_back, take_out
 from captioner.extras.export import Job
 from captioner.extras.export_check import TOLERANCES, Way, Ways, answers_of
 from captioner.extras.export_networks import ExportedCaptioner, Networks, networks, save
-from captioner.images import read_image
 from captioner.light import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncoder
 from captioner.light_decoder import LightDecoder
-from captioner.manifests import entries, write_manifest
-from captioner.progress import silent_stderr
+from captioner.system.console import silent_stderr
+from captioner.system.manifest import entries, write_manifest
 from captioner.version import __version__
 
 ENCODER, DECODER = "encoder.tflite", "decoder.tflite"

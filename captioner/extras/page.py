@@ -17,10 +17,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from captioner.data.synthetic.scenes import draw, scenes
 from captioner.extras.api import described
 from captioner.extras.documents import plain_page
 from captioner.extras.service import Service
-from captioner.scenes import draw, scenes
 
 EXAMPLES = 6
 EXAMPLE_PIXELS = 448

@@ -90,8 +90,8 @@ class FeatureActor:
         return {"digests": [], "errors": [], "number": row["number"], "trouble": self._trouble}
 
     def _store(self, block: Mapping[str, Any]) -> None:
+        from captioner.data.feature_cache import Seen
         from captioner.extraction import BATCH_SIZE, rows_of
-        from captioner.shards import Seen
 
         good = [place for place, digest in enumerate(block["digests"]) if digest]
         if not good:

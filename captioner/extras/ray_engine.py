@@ -21,7 +21,7 @@ from captioner.captions import Alternative, Caption
 from captioner.config import Config
 from captioner.errors import CaptionerError, ConfigError, EncoderError, MissingExtra
 from captioner.extras.ray_actors import CaptionActor, FeatureActor, read_block
-from captioner.progress import bar, say
+from captioner.system.console import bar, say
 
 CAPTIONS_AT_A_TIME = 32  # pictures that an actor is given: a batch of the captioner
 # Pictures whose folders are held and whose places are remembered at a time; for each such window the actors
@@ -53,9 +53,9 @@ def extract_on_ray(
         CaptionerError: as `features.extract`.
     """
     from captioner import features
+    from captioner.data.feature_cache import WORKERS
     from captioner.extraction import shard_pictures
-    from captioner.files import lock
-    from captioner.shards import WORKERS
+    from captioner.system.files import lock
 
     shards = features.shard_folder(encoder, folder)
     digests = features.digests_of(shards, records)

@@ -20,13 +20,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from captioner.data.feature_cache import cache_base
+from captioner.data.image_files import gather, is_picture_name
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
-from captioner.files import LOCK_FILE, TEMPORARY_PREFIX, read_json, write_json
-from captioner.parts import Part
-from captioner.progress import bar, say
 from captioner.scaling import is_url
-from captioner.shards import cache_base
-from captioner.sources import gather, is_picture_name
+from captioner.system.console import bar, say
+from captioner.system.files import LOCK_FILE, TEMPORARY_PREFIX, read_json, write_json
+from captioner.system.shard_spec import Part
 
 LEDGER = ".remote.json"
 UPLOAD_SECONDS = 30.0  # between the ends of one upload and the beginning of the next

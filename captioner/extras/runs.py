@@ -16,8 +16,8 @@ from captioner.captions import Caption, CaptionOptions
 from captioner.checkpoints import CONFIG, Run
 from captioner.errors import RunError
 from captioner.extras.service import Served
-from captioner.progress import say
 from captioner.startup import load_captioner
+from captioner.system.console import say
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[Served]:

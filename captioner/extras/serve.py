@@ -21,7 +21,7 @@ from typing import Any
 from captioner.captions import CaptionOptions
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
 from captioner.extras.service import Served, ServeLimits, Service
-from captioner.progress import say
+from captioner.system.console import say
 
 OLDEST_GRADIO = (6, 20)
 

@@ -22,10 +22,10 @@ from PIL import Image
 
 from captioner.captions import Caption, CaptionOptions
 from captioner.config import DecodeConfig
+from captioner.data.images import Limits, read_image
 from captioner.errors import CaptionerError, ImageError, RunError, unknown_name
 from captioner.extras.batcher import Batcher
-from captioner.images import Limits, read_image
-from captioner.machine import cores
+from captioner.system.hardware import cores
 
 PREVIEW_PIXELS = 960  # longer side
 BATCH = 8  # pictures captioned together: near full speed, and one alone is soon answered

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from captioner import voice
-from captioner.files import append_line
+from captioner.system import voice
+from captioner.system.files import append_line
 
 INTERVAL_SECONDS = 10.0
 

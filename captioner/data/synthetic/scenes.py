@@ -18,10 +18,20 @@ from pathlib import Path
 
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from captioner.data.synthetic.captions import (
+    COLOURS,
+    COUNTS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    Scene,
+    Thing,
+    describe,
+)
 from captioner.errors import DataError
-from captioner.files import atomic_write, storing
-from captioner.phrases import COLOURS, COUNTS, PLACES, RELATIONS, SHAPES, SIZES, Scene, Thing, describe
-from captioner.progress import bar
+from captioner.system.console import bar
+from captioner.system.files import atomic_write, storing
 
 CAPTIONS_FILE = "captions.csv"
 ROLES = (

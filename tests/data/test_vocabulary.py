@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary, join_words, words_of
 from captioner.errors import RunError
-from captioner.vocabulary import END, PAD, START, UNK, Vocabulary, join_words, words_of
 
 CAPTIONS = ["a dog runs .", "a dog and a cat .", "the cat sleeps ."]
 

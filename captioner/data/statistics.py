@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.datasets import CaptionedImage, DataSet, Problems, Split, draw_splits, open_dataset
+from captioner.data.datasets import CaptionedImage, DataSet, Problems, Split, draw_splits, open_dataset
+from captioner.data.listings import SPLITS
+from captioner.data.vocabulary import words_of
 from captioner.errors import DataError
-from captioner.listings import SPLITS
-from captioner.vocabulary import words_of
 
 MIN_COUNTS = (1, 2, 3, 4, 5)
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from captioner.errors import RunError
-from captioner.files import atomic_write, digest_bytes
+from captioner.system.files import atomic_write, digest_bytes
 
 PAD, UNK, START, END = 0, 1, 2, 3
 SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")

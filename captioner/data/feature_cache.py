@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioner.errors import CacheError
-from captioner.files import atomic_write, digest_bytes, json_text, read_json, replacing, write_json
+from captioner.system.files import atomic_write, digest_bytes, json_text, read_json, replacing, write_json
 
 # Also raised when images.read_image begins to give other pixels for the same file.
 FORMAT = 1

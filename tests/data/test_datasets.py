@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from captioner.datasets import DATASETS, CaptionedImage, draw_splits, load_split
+from captioner.data.datasets import DATASETS, CaptionedImage, draw_splits, load_split
+from captioner.data.listings import Problems
+from captioner.data.statistics import summarise
 from captioner.errors import ConfigError, DataError
-from captioner.listings import Problems
-from captioner.summaries import summarise
 
 Maker = Callable[[Path], str]  # writes a data set into a folder, returns the format expected
 
@@ -309,7 +309,7 @@ def test_a_reader_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     put_as(
         tmp_path,
         "my_reader.py",
-        "from captioner.listings import Reader, Source\n"
+        "from captioner.data.listings import Reader, Source\n"
         "def find(root): return [Source(root / 'list.mine')]\n"
         "def parse(listing, source, split): listing.add('a.jpg', ['a cat'], 'test')\n"
         "READER = Reader('list.mine', 'always test', find, parse)\n",

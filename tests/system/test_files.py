@@ -18,10 +18,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from captioner import files
 from captioner.errors import CaptionerError, RunError
+from captioner.system import files
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def full_disk(*_: object, **__: object) -> None:
@@ -144,7 +144,7 @@ def test_append_line_on_a_full_disk_takes_its_half_line_back(
 
 def test_a_second_process_is_refused_and_a_dead_one_holds_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from captioner.files import lock\n"
+        "import sys, time; from captioner.system.files import lock\n"
         "with lock(sys.argv[1]): print('held', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
@@ -184,7 +184,7 @@ def test_killed_at_any_moment_a_file_is_old_or_new(tmp_path: Path) -> None:
     target = tmp_path / "a"
     target.write_bytes(b"0" * 100_000)
     code = (
-        "import sys; from captioner.files import atomic_write\n"
+        "import sys; from captioner.system.files import atomic_write\n"
         "for i in range(10**6): atomic_write(sys.argv[1], str(i % 10).encode() * 100_000)"
     )
     for attempt in range(5):

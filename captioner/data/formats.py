@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from captioner.errors import DataError
-from captioner.listings import (
+from captioner.data.listings import (
     SPLIT_NAMES,
     Listing,
     Problems,
@@ -26,6 +25,7 @@ from captioner.listings import (
     read_text,
     refuse,
 )
+from captioner.errors import DataError
 
 # Flickr8k, Flickr30k: name#number<TAB>caption, with split lists beside it
 

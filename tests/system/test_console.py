@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner import progress
+from captioner.system import console as progress
 
 
 def test_quiet_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

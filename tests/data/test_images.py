@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
+from captioner.data.images import BACKGROUND, FORMATS, IMAGE_SUFFIXES, Limits, find_images, read_image
 from captioner.errors import ImageError
-from captioner.images import BACKGROUND, FORMATS, IMAGE_SUFFIXES, Limits, find_images, read_image
 
 LOSSY = {"JPEG": 6, "WEBP": 6, "AVIF": 6, "GIF": 8}  # mean difference that is allowed
 HEIC = b"\x00\x00\x00\x1cftypheic\x00\x00\x00\x00mif1heic" + bytes(64)
@@ -391,7 +391,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def forbid(*_: Any) -> None:  # not chmod: the superuser reads all the same
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("captioner.images.os.stat", forbid)
+    monkeypatch.setattr("captioner.data.images.os.stat", forbid)
     refused(path, "secret.png: may not be read; check its permissions")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import RunError
-from captioner.files import digest_bytes, digest_file, json_text, read_json, storing, write_json
+from captioner.system.files import digest_bytes, digest_file, json_text, read_json, storing, write_json
 
 REMEDY = "restore it from a copy of the run, or train again"
 

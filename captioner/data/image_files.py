@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from captioner.data.images import IMAGE_SUFFIXES
 from captioner.errors import CaptionerError, DataError
-from captioner.images import IMAGE_SUFFIXES
-from captioner.parts import Part
+from captioner.system.shard_spec import Part
 
 STANDARD_INPUT = "-"
 

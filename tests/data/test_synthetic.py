@@ -10,12 +10,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.datasets import load_split
+from captioner.data.datasets import load_split
+from captioner.data.statistics import summarise
+from captioner.data.synthetic.captions import (
+    COLOURS,
+    COUNTS,
+    LANGUAGES,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    Scene,
+    Thing,
+    describe,
+)
+from captioner.data.synthetic.scenes import ROLES, combination_split, draw, draw_dataset, scenes, split_of
+from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError
-from captioner.phrases import COLOURS, COUNTS, LANGUAGES, PLACES, RELATIONS, SHAPES, Scene, Thing, describe
-from captioner.scenes import ROLES, combination_split, draw, draw_dataset, scenes, split_of
-from captioner.summaries import summarise
-from captioner.vocabulary import words_of
 
 SMALL_RED_STAR = Thing("red", "star", "small")
 LARGE_BLUE_HEART = Thing("blue", "heart", "large")

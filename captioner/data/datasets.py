@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from captioner.data.formats import DATASETS
+from captioner.data.listings import SPLIT_NAMES, SPLITS, Listing, Problems, Reader, Source, named_split
+from captioner.data.vocabulary import words_of
 from captioner.errors import DataError, load_object, unknown_name
-from captioner.listings import SPLIT_NAMES, SPLITS, Listing, Problems, Reader, Source, named_split
-from captioner.readers import DATASETS
-from captioner.vocabulary import words_of
 
 __all__ = [
     "DATASETS",
