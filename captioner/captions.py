@@ -103,13 +103,13 @@ class Caption:
 
     def _repr_html_(self) -> str:
         """Jupyter: the picture beside what is said of it."""
-        from captioner.showing import caption_html
+        from captioner.visualization.notebook import caption_html
 
         return caption_html(self)
 
     def _repr_png_(self) -> bytes | None:
         """Jupyter without HTML: where the model looked, if that was asked for."""
-        from captioner.showing import caption_png
+        from captioner.visualization.notebook import caption_png
 
         return caption_png(self)
 

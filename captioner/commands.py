@@ -33,7 +33,7 @@ def data(arguments: Namespace) -> int:
     for line in summarise(arguments.root, arguments.format, arguments.seed).lines():
         print(line)
     if arguments.sheet:
-        from captioner.plots import plot_records
+        from captioner.visualization.plots import plot_records
 
         records = load_split(arguments.root, "all", format=arguments.format).records
         chosen = random.Random(arguments.seed).sample(records, min(arguments.pictures, len(records)))
@@ -116,7 +116,7 @@ def evaluate(arguments: Namespace) -> int:
 
 def info(arguments: Namespace) -> int:
     """`captioner info`: what a run folder holds."""
-    from captioner.checkpoints import Run
+    from captioner.runs.run_folder import Run
 
     run = Run.open(arguments.run)
     if arguments.config:
@@ -152,7 +152,7 @@ def _training_config(arguments: Namespace) -> Any:
         raise ConfigError(
             "--set with --resume needs the recipe, too: captioner train RECIPE --resume --set …"
         )
-    from captioner.checkpoints import Run
+    from captioner.runs.run_folder import Run
 
     return Run.open(arguments.run).config
 

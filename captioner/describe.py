@@ -92,8 +92,8 @@ def _caption_into_files(arguments: Namespace) -> int:
 
 def _job(folder: Path, options: dict[str, Any]) -> str:
     """Stands for all that a caption depends on, but for the picture."""
-    from captioner.best import WEIGHTS
-    from captioner.checkpoints import BEST, Run
+    from captioner.runs.run_folder import BEST, Run
+    from captioner.runs.weights import WEIGHTS
 
     run = Run.open(folder)
     if run.best is None:
@@ -142,6 +142,6 @@ def _drawing_names(wanted: str | None, paths: Sequence[Path]) -> dict[Path, Path
 
 def _draw_attention(path: Path, result: Any, target: Path) -> None:
     from captioner.data.images import read_image
-    from captioner.plots import plot_attention
+    from captioner.visualization.plots import plot_attention
 
     plot_attention(read_image(path), result.words, result.attention, path=target)

@@ -20,12 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from captioner.checkpoints import Run
 from captioner.data.datasets import CaptionedImage, Split, load_split, open_dataset
 from captioner.errors import CaptionerError, DataError
-from captioner.features import FeatureStore, extract
 from captioner.metrics import METRICS, describe, protocol, score
+from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.predict import Caption, Captioner, CaptionOptions
+from captioner.runs.run_folder import Run
 from captioner.system.console import bar
 from captioner.system.files import atomic_write, json_text, write_json
 from captioner.version import __version__

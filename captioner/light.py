@@ -20,15 +20,15 @@ from typing import Any
 
 import numpy as np
 
-from captioner.best import WEIGHTS, arrays_in, floats, part
 from captioner.captioning import Captioning
 from captioner.captions import CaptionOptions
-from captioner.checkpoints import BEST, Run
 from captioner.errors import ConfigError, RunError
 from captioner.external_weights import put_back
 from captioner.hypotheses import Hypotheses
 from captioner.light_decoder import LightDecoder
 from captioner.light_search import beam_search
+from captioner.runs.run_folder import BEST, Run
+from captioner.runs.weights import WEIGHTS, arrays_in, floats, part
 from captioner.system.console import silent_stderr
 from captioner.system.manifest import read_checked, read_manifest
 

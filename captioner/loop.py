@@ -17,14 +17,14 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.batches import PictureSource, TrainingBatches
-from captioner.checkpoints import Run
 from captioner.config import PhaseConfig
 from captioner.errors import CaptionerError, DataError
 from captioner.evaluate import score_captions
-from captioner.features import Failure
 from captioner.latest import Latest
+from captioner.models.feature_extraction import Failure
 from captioner.predict import Captioner
 from captioner.rewards import CaptionReward
+from captioner.runs.run_folder import Run
 from captioner.signals import Interrupted, StopRequest
 from captioner.steps import Figures, Steps
 from captioner.system.console import bar, duration, say
@@ -153,7 +153,7 @@ class Loop:
         self._judge(epoch, sums, seconds)
         self.state.note(epoch + 1, 0, Figures(), 0.0)
         self.latest.save()
-        from captioner.plots import plot_history  # here: matplotlib is slow to load
+        from captioner.visualization.plots import plot_history  # here: matplotlib is slow to load
 
         plot_history(self.run.history(), self.run.folder / "loss.png", select=self.run.config.train.select)
 

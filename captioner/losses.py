@@ -13,8 +13,8 @@ import tensorflow as tf
 
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError, load_object, unknown_name
-from captioner.packing import Packed
-from captioner.recurrence import Tensor
+from captioner.models.layers.attention_gru import Tensor
+from captioner.models.layers.packed_captions import Packed
 
 TINY = 1e-30  # a share that could have underflown
 

@@ -20,9 +20,9 @@ from captioner.captioning import Captioning
 from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import Encoder
 from captioner.hypotheses import Hypotheses
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import Encoder
 from captioner.search import SearchOptions, beam_search, sample
 
 __all__ = ["Alternative", "Caption", "CaptionOptions", "Captioner"]
@@ -68,7 +68,7 @@ class Captioner(Captioning):
         Raises:
             RunError: there is none, it is not finished enough, or a file is damaged.
         """
-        from captioner.checkpoints import Run
+        from captioner.runs.run_folder import Run
 
         return cls.of(Run.open(folder))
 

@@ -24,13 +24,13 @@ import numpy as np
 import tensorflow as tf
 
 from captioner import train as alone
-from captioner.checkpoints import Run
 from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError, ConfigError
-from captioner.features import FeatureStore, extract, extract_part
 from captioner.loop import Loop
+from captioner.models.feature_extraction import FeatureStore, extract, extract_part
 from captioner.norms import Making, RunningAverages
+from captioner.runs.run_folder import Run
 from captioner.signals import Interrupted, StopRequest
 from captioner.steps import Figures, Steps, use_cores_side_by_side
 from captioner.system.console import say

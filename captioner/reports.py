@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from captioner.captions import Alternative, Caption
-from captioner.checkpoints import Run
+from captioner.runs.run_folder import Run
 from captioner.system.console import duration
 
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")

@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from captioner.charts import bar_chart, line_chart, nice_ticks
-from captioner.checkpoints import Run
 from captioner.data.vocabulary import words_of
 from captioner.evaluate import Evaluation
 from captioner.exhibits import exhibit, thumbnail
 from captioner.metrics import per_caption
 from captioner.mistakes import Count, Mistakes, find_mistakes, word_shares
-from captioner.plots import LABELS, LOSSES
+from captioner.runs.run_folder import Run
 from captioner.system.files import atomic_write
+from captioner.visualization.plots import LABELS, LOSSES
+from captioner.visualization.svg_charts import bar_chart, line_chart, nice_ticks
 
 PICTURES = 6  # in each of best, typical, worst
 ROWS = 10  # of a table

@@ -85,8 +85,8 @@ def features(arguments: Namespace) -> int:
     config = load_config(arguments.recipe, arguments.set)
     split = load_split(arguments.data, arguments.split, format=config.data.format, seed=config.seed)
     load_tensorflow()
-    from captioner.encoders import load_encoder
-    from captioner.features import extract, extract_part
+    from captioner.models.encoder import load_encoder
+    from captioner.models.feature_extraction import extract, extract_part
 
     wanted, records = config.encoder, split.records
     encoder = load_encoder(

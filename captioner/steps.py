@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from captioner import depthwise
 from captioner.config import Config, PhaseConfig
 from captioner.data.vocabulary import END, START
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import Encoder
 from captioner.errors import ConfigError, unknown_name
 from captioner.losses import caption_loss, reward_loss
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import Encoder
+from captioner.models.layers import depthwise_conv as depthwise
+from captioner.models.layers.attention_gru import Tensor
 from captioner.optimisers import Updater
-from captioner.recurrence import Tensor
 from captioner.rewards import CaptionReward
 from captioner.search import SearchOptions, sample
 from captioner.system.hardware import cores

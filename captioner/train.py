@@ -22,21 +22,21 @@ import numpy as np
 
 from captioner.batches import CaptionTable, PictureSource, TrainingBatches, suited
 from captioner.budget import within
-from captioner.checkpoints import DATA, Run
 from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage, Split, load_split
 from captioner.data.statistics import facts
 from captioner.data.vocabulary import END, Vocabulary
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import Encoder, load_encoder
 from captioner.errors import DataError, MissingExtra
-from captioner.features import FeatureStore, extract
 from captioner.latest import Latest
 from captioner.loop import Dev, Loop, State
 from captioner.losses import OBJECTIVES, load_loss
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import Encoder, load_encoder
+from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.optimisers import Updater, load_optimizer, load_regularizer
 from captioner.predict import Captioner
 from captioner.rewards import CaptionReward
+from captioner.runs.run_folder import DATA, Run
 from captioner.signals import Interrupted, StopRequest, noting
 from captioner.steps import Steps, encoder_variables, trained_variables, use_cores_side_by_side
 from captioner.system.console import duration, recording, say

@@ -122,7 +122,7 @@ def random_captioner(arguments: argparse.Namespace) -> Any:
     """An untrained captioner of the benchmark's size whose captions do not end early."""
     from captioner.config import DecoderConfig
     from captioner.data.vocabulary import END
-    from captioner.decoder import CaptionDecoder
+    from captioner.models.decoder import CaptionDecoder
     from captioner.predict import Captioner
     from captioner.system.hardware import precision
 

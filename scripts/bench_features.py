@@ -89,7 +89,7 @@ def pictures(arguments: argparse.Namespace) -> tuple[dict[str, str], dict[str, l
 def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
     """`extract` into an empty cache."""
     from captioner.data.datasets import CaptionedImage
-    from captioner.features import extract
+    from captioner.models.feature_extraction import extract
 
     encoder = material.load_encoder(arguments)
     facts, paths = pictures(arguments)

@@ -66,7 +66,7 @@ class Phase:
     def __init__(self, arguments: argparse.Namespace, name: str) -> None:
         from captioner.batches import CaptionTable, TrainingBatches
         from captioner.config import load_config
-        from captioner.decoder import CaptionDecoder
+        from captioner.models.decoder import CaptionDecoder
         from captioner.optimisers import Updater
         from captioner.rewards import CaptionReward
         from captioner.steps import Steps, trained_variables, use_cores_side_by_side
@@ -163,7 +163,7 @@ def cnn_alone(
 
 def quick_cnn_alone(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
     """The same with the gradient of depthwise filters that training takes."""
-    from captioner import depthwise
+    from captioner.models.layers import depthwise_conv as depthwise
 
     return cnn_alone(arguments, depthwise.trained)
 

@@ -120,7 +120,7 @@ class Ours:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from captioner.batches import CaptionTable, TrainingBatches
-        from captioner.decoder import CaptionDecoder
+        from captioner.models.decoder import CaptionDecoder
         from captioner.optimisers import Updater
         from captioner.steps import Steps, trained_variables
         from captioner.system.hardware import precision

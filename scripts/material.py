@@ -49,7 +49,7 @@ def load_encoder(arguments: argparse.Namespace) -> Any:
     """The encoder asked for. Without weights random ones take the way of trained ones, through a file."""
     import keras
 
-    from captioner import encoders
+    from captioner.models import encoder as encoders
 
     spec = encoders.ENCODERS.get(arguments.encoder)
     if arguments.weights or spec is None or not spec.pretrained:
@@ -81,7 +81,7 @@ def captioned(arguments: argparse.Namespace, encoder: Any) -> Material:
         what = f"random features {shape} in memory and random captions of {len(records)} pictures"
         vocabulary = vocabulary_of(records, arguments.vocabulary)
         return Material(records, source, vocabulary, arguments.longest, what)
-    from captioner.features import extract
+    from captioner.models.feature_extraction import extract
 
     everyone = load_split(arguments.data, "train").records
     store = extract(everyone[: arguments.pictures], encoder)

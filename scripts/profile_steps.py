@@ -219,7 +219,7 @@ def phase(name: str) -> measure.Side:
 def features(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
     """`extract` of picture files, a batch a step."""
     from captioner.data.datasets import CaptionedImage
-    from captioner.features import extract
+    from captioner.models.feature_extraction import extract
 
     encoder = material.load_encoder(arguments)
     folder = Path(arguments.scratch) / "pictures"

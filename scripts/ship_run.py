@@ -15,12 +15,12 @@ import shutil
 import sys
 from pathlib import Path
 
-from captioner.checkpoints import DATA, Run
 from captioner.data.datasets import load_split
 from captioner.errors import CaptionerError
 from captioner.extras.export import ExportPlan, export
 from captioner.light import LightCaptioner
 from captioner.predict import Captioner
+from captioner.runs.run_folder import DATA, Run
 
 
 def ship(source: Path, target: Path) -> None:

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captioner.checkpoints import Run
 from captioner.cli import main
 from captioner.data.vocabulary import Vocabulary
+from captioner.runs.run_folder import Run
 from captioner.system import files
 from captioner.system.files import digest_file
 from captioner.system.manifest import entries, read_manifest, write_manifest

@@ -98,7 +98,7 @@ def test_operations_are_those_of_the_shapes(attention: str, tied: bool) -> None:
     from bench_train import operations
 
     from captioner.config import DecoderConfig
-    from captioner.decoder import CaptionDecoder
+    from captioner.models.decoder import CaptionDecoder
 
     config = DecoderConfig(units=8, embedding=4, attention=attention, tied=tied, sentinel=True)
     decoder = CaptionDecoder(config, vocabulary_size=50, channels=6)

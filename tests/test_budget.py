@@ -42,7 +42,7 @@ def test_all_but_the_epochs_stays_as_it_was() -> None:
 def test_finding_out_what_an_epoch_costs_leaves_no_trace(
     minutes: str, phases: list[str], tmp_path: Path, tiny_recipe: Path, tiny_run: Path, scenes_folder: Path
 ) -> None:
-    from captioner.checkpoints import Run
+    from captioner.runs.run_folder import Run
 
     run = str(tmp_path / "run")
     command = ["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", run, "--budget", minutes]

@@ -260,8 +260,8 @@ def test_evaluate_and_info(
     assert json.loads(run("info", tiny_run, "--json", capsys=capsys)[1])["encoder"]["name"] == "small_cnn"
     recipe = tmp_path / "again.toml"
     recipe.write_text(run("info", tiny_run, "--config", capsys=capsys)[1], encoding="utf-8")
-    from captioner.checkpoints import Run
     from captioner.config import load_config
+    from captioner.runs.run_folder import Run
 
     assert load_config(recipe) == dataclasses.replace(Run.open(tiny_run).config, recipe="again")
 

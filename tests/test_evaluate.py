@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.checkpoints import Run
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import load_split
 from captioner.data.vocabulary import Vocabulary
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import load_encoder
 from captioner.errors import DataError
 from captioner.evaluate import Protocol, evaluate, judge, score_captions, shuffled, training_captions
 from captioner.metrics import score
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import load_encoder
+from captioner.runs.run_folder import Run
 
 REFERENCES = [[f"a {colour} {shape}"] for colour in ("red", "blue", "green", "white") for shape in "abcd"]
 

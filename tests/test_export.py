@@ -13,7 +13,6 @@ import pytest
 import tensorflow as tf
 from test_light import CONFIG, make_run
 
-from captioner.checkpoints import BEST, Run
 from captioner.cli import main
 from captioner.data.images import read_image
 from captioner.data.vocabulary import Vocabulary
@@ -23,6 +22,7 @@ from captioner.extras.export import ExportPlan, export
 from captioner.extras.export_check import Answer, Way
 from captioner.extras.export_savedmodel import _joiner
 from captioner.predict import Captioner
+from captioner.runs.run_folder import BEST, Run
 
 
 @pytest.fixture(scope="module")

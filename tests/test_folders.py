@@ -21,7 +21,6 @@ import pytest
 from PIL import Image
 
 from captioner.captions import Caption
-from captioner.checkpoints import Run
 from captioner.cli import main
 from captioner.config import load_config
 from captioner.data.image_files import Pictures, gather, named_paths
@@ -32,6 +31,7 @@ from captioner.folders import FolderPlan, caption_folders
 from captioner.journals import JOURNAL, Journal, held
 from captioner.outcomes import Outcomes
 from captioner.places import writable
+from captioner.runs.run_folder import Run
 from captioner.sidecars import WRITERS, Sidecar, ambiguous
 from captioner.system.files import digest_file
 from tests.photos import captions_of, make_photos
@@ -452,8 +452,8 @@ def test_two_thousand_pictures_killed_until_through(tmp_path: Path, language: st
 
 def opinionated(folder: Path, table: Path) -> Path:
     """A run that was never trained, but says something else of every picture, in the words of a table."""
-    from captioner.decoder import CaptionDecoder
-    from captioner.encoders import load_encoder
+    from captioner.models.decoder import CaptionDecoder
+    from captioner.models.encoder import load_encoder
 
     with table.open(encoding="utf-8", newline="") as file:
         vocabulary = Vocabulary.build(row["caption"] for row in csv.DictReader(file))

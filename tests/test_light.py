@@ -18,18 +18,18 @@ from PIL import Image
 
 from captioner import light_search, search
 from captioner.captions import Caption
-from captioner.checkpoints import BEST, Run
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import load_encoder
 from captioner.errors import ConfigError, RunError
 from captioner.external_weights import put_back, take_out
 from captioner.extras.export import ExportPlan, export
 from captioner.hypotheses import SearchOptions
 from captioner.light import COMPILED, GRAPH, MANIFEST, LightCaptioner, NotCompiled
 from captioner.light_decoder import LightDecoder
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import load_encoder
 from captioner.predict import Captioner
+from captioner.runs.run_folder import BEST, Run
 from captioner.startup import load_captioner
 from captioner.system.manifest import read_manifest, write_manifest
 

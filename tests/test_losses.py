@@ -7,11 +7,11 @@ import pytest
 import tensorflow as tf
 
 from captioner.config import DecoderConfig, PhaseConfig
-from captioner.decoder import CaptionDecoder
 from captioner.errors import ConfigError
 from captioner.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
-from captioner.packing import Packed
-from captioner.products import BIAS_ROWS
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.layers.mixed_precision import BIAS_ROWS
+from captioner.models.layers.packed_captions import Packed
 
 V = 9
 

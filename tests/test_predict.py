@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.checkpoints import Run
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import load_encoder
 from captioner.errors import ConfigError, RunError
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import load_encoder
 from captioner.predict import Caption, Captioner
+from captioner.runs.run_folder import Run
 
 WORDS = "a red blue circle square star is above below two three"
 SIZE = DecoderConfig(units=16, embedding=8)

@@ -18,13 +18,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import extraction
 from captioner.cli import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.errors import ConfigError, MissingExtra
-from captioner.features import FeatureStore, extract
 from captioner.journals import Journal
+from captioner.models import extraction
+from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.system.files import digest_bytes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -109,8 +109,8 @@ def test_features_while_a_node_dies(
     cluster: Any, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from captioner.config import load_config
-    from captioner.encoders import load_encoder
     from captioner.extras.ray_engine import extract_on_ray
+    from captioner.models.encoder import load_encoder
 
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
@@ -200,8 +200,8 @@ def test_gpus_have_pictures_read_for_them(
 ) -> None:
     """A node that says it has a GPU: tasks read, the actor there computes the same rows."""
     from captioner.config import load_config
-    from captioner.encoders import load_encoder
     from captioner.extras.ray_engine import extract_on_ray
+    from captioner.models.encoder import load_encoder
 
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE, encoding="utf-8")

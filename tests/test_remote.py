@@ -149,7 +149,7 @@ def test_a_killed_upload_leaves_a_run_that_opens(
     """The weights of the next best epoch are there, what vouches for them not yet."""
     import shutil
 
-    from captioner.checkpoints import Run
+    from captioner.runs.run_folder import Run
 
     mirror = Mirror(place, tmp_path / "one")
     shutil.copytree(tiny_run, mirror.folder)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 
 from captioner.batches import CaptionTable, PictureSource, TrainingBatches
-from captioner.checkpoints import Run
 from captioner.config import PhaseConfig
 from captioner.data.datasets import load_split
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
+from captioner.runs.run_folder import Run
 from captioner.teams import worker_of_all
 from tests.conftest import TINY_NETWORKS
 

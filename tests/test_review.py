@@ -14,18 +14,18 @@ import pytest
 from PIL import Image
 
 from captioner.captions import Caption
-from captioner.charts import bar_chart, line_chart
-from captioner.checkpoints import Run
 from captioner.cli import main
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import CaptionedImage, load_split
 from captioner.data.vocabulary import Vocabulary
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import load_encoder
 from captioner.evaluate import Evaluation, judge
 from captioner.metrics import per_caption
 from captioner.mistakes import content_words, find_mistakes, word_shares
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import load_encoder
 from captioner.review import ranked, write_review
+from captioner.runs.run_folder import Run
+from captioner.visualization.svg_charts import bar_chart, line_chart
 
 CHROMIUM = os.environ.get("CAPTIONER_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 

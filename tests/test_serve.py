@@ -590,9 +590,9 @@ def test_a_batch_has_one_key_and_an_error_goes_to_all_of_it() -> None:
 
 def make_run(folder: Path, *, finished: bool = True) -> None:
     """A run folder with weights of nothing."""
-    from captioner.checkpoints import Run
     from captioner.config import Config
     from captioner.data.vocabulary import Vocabulary
+    from captioner.runs.run_folder import Run
 
     info = {"name": "small_cnn", "size": [64, 64], "grid": [4, 4], "cells": 16, "channels": 8, "digest": "0"}
     run = Run.create(folder, Config(), Vocabulary.build(["ein Stern", "원"]), info)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig, PhaseConfig
-from captioner.decoder import CaptionDecoder
-from captioner.encoders import Encoder, load_encoder
 from captioner.errors import ConfigError
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import Encoder, load_encoder
 from captioner.optimisers import Updater
 from captioner.rewards import CaptionReward
 from captioner.steps import AT_ONCE, Figures, Steps, encoder_variables, trained_variables

@@ -21,12 +21,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from captioner.best import read_best
-from captioner.checkpoints import Run
 from captioner.cli import main
 from captioner.config import load_config
 from captioner.latest import Latest
 from captioner.predict import Captioner
+from captioner.runs.run_folder import Run
+from captioner.runs.weights import read_best
 from captioner.steps import Steps
 from captioner.train import train
 from tests.conftest import TINY_NETWORKS

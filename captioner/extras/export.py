@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from captioner.checkpoints import VOCABULARY, Run
 from captioner.errors import CaptionerError, ConfigError, RunError, load_object, unknown_name
 from captioner.extras.export_check import Check, Ways, compare, comparison_pictures
 from captioner.light import COMPILED
+from captioner.runs.run_folder import VOCABULARY, Run
 from captioner.system.console import say
 from captioner.system.files import storing, write_json
 from captioner.version import __version__

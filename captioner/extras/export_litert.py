@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.best import WEIGHTS, arrays_in, part
-from captioner.checkpoints import BEST
 from captioner.data.datasets import load_split
 from captioner.data.images import read_image
 from captioner.errors import ImageError, MissingExtra
@@ -26,6 +24,8 @@ from captioner.extras.export_check import TOLERANCES, Way, Ways, answers_of
 from captioner.extras.export_networks import ExportedCaptioner, Networks, networks, save
 from captioner.light import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncoder
 from captioner.light_decoder import LightDecoder
+from captioner.runs.run_folder import BEST
+from captioner.runs.weights import WEIGHTS, arrays_in, part
 from captioner.system.console import silent_stderr
 from captioner.system.manifest import entries, write_manifest
 from captioner.version import __version__

@@ -20,9 +20,9 @@ import tensorflow as tf
 
 from captioner.captioning import Captioning
 from captioner.captions import CaptionOptions
-from captioner.decoder import Memory
 from captioner.hypotheses import Hypotheses, SearchOptions
 from captioner.light_search import beam_search
+from captioner.models.decoder import Memory
 
 Arrays = dict[str, Any]
 

@@ -22,7 +22,7 @@ from captioner.errors import CaptionerError, ImageError
 
 def read_block(row: Mapping[str, Any]) -> dict[str, Any]:
     """The pictures of a row, read, digested and decoded: pixels (n, H, W, 3) of those that could be."""
-    from captioner.extraction import Picture, read_picture
+    from captioner.models.extraction import Picture, read_picture
 
     size = (int(row["size"][0]), int(row["size"][1]))
     with ThreadPoolExecutor(max(1, _own_cores())) as threads:
@@ -62,8 +62,8 @@ class FeatureActor:
             self._trouble = f"{os.uname().nodename}: {error}"
 
     def _load(self, encoder: EncoderConfig, seed: int, identity: Mapping[str, Any], folder: str) -> None:
-        from captioner.encoders import load_encoder
-        from captioner.features import shard_folder
+        from captioner.models.encoder import load_encoder
+        from captioner.models.feature_extraction import shard_folder
 
         self._encoder = load_encoder(
             encoder.name, weights=encoder.weights, size=encoder.size, mirrored=encoder.mirrored, seed=seed
@@ -91,7 +91,7 @@ class FeatureActor:
 
     def _store(self, block: Mapping[str, Any]) -> None:
         from captioner.data.feature_cache import Seen
-        from captioner.extraction import BATCH_SIZE, rows_of
+        from captioner.models.extraction import BATCH_SIZE, rows_of
 
         good = [place for place, digest in enumerate(block["digests"]) if digest]
         if not good:

@@ -52,9 +52,9 @@ def extract_on_ray(
         EncoderError: on another machine the encoder has other weights, or cannot be loaded.
         CaptionerError: as `features.extract`.
     """
-    from captioner import features
     from captioner.data.feature_cache import WORKERS
-    from captioner.extraction import shard_pictures
+    from captioner.models import feature_extraction as features
+    from captioner.models.extraction import shard_pictures
     from captioner.system.files import lock
 
     shards = features.shard_folder(encoder, folder)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from captioner.captions import Caption, CaptionOptions
-from captioner.checkpoints import CONFIG, Run
 from captioner.errors import RunError
 from captioner.extras.service import Served
+from captioner.runs.run_folder import CONFIG, Run
 from captioner.startup import load_captioner
 from captioner.system.console import say
 

@@ -23,10 +23,10 @@ import tensorflow as tf
 
 from captioner.config import DecoderConfig
 from captioner.errors import RunError
+from captioner.models.layers.attention_gru import Recurrence, Tensor, Weights
+from captioner.models.layers.mixed_precision import Kernels, affine, with_ones
+from captioner.models.layers.packed_captions import Beside, Layout, Packed
 from captioner.optimisers import load_regularizer
-from captioner.packing import Beside, Layout, Packed
-from captioner.products import Kernels, affine, with_ones
-from captioner.recurrence import Recurrence, Tensor, Weights
 
 
 class Memory(NamedTuple):

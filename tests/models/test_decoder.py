@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from captioner.config import DecoderConfig
-from captioner.decoder import CaptionDecoder, _dropout
 from captioner.errors import RunError
+from captioner.models.decoder import CaptionDecoder, _dropout
 
 KINDS = {
     "dot": {"attention": "dot"},

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import extraction
-from captioner.backbones import ENCODERS
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
-from captioner.encoders import Encoder, load_encoder
 from captioner.errors import CacheError, CaptionerError, EncoderError, RunError
-from captioner.features import FeatureStore, cache_folder, extract
+from captioner.models import extraction
+from captioner.models.backbones import ENCODERS
+from captioner.models.encoder import Encoder, load_encoder
+from captioner.models.feature_extraction import FeatureStore, cache_folder, extract
 from captioner.system import files
 
 SIZE = 32

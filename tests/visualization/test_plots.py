@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner import lettering
 from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError
-from captioner.lettering import fonts_for, wrapped
-from captioner.plots import _lit, plot_attention, plot_history, plot_records
+from captioner.visualization import fonts as lettering
+from captioner.visualization.fonts import fonts_for, wrapped
+from captioner.visualization.plots import _lit, plot_attention, plot_history, plot_records
 
 GREY = np.full((60, 90, 3), 160, np.uint8)
 

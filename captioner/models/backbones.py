@@ -15,8 +15,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from captioner.depthwise import DepthwiseConv2D
-from captioner.efficientnet_lite import efficientnet_lite
+from captioner.models.efficientnet_lite import efficientnet_lite
+from captioner.models.layers.depthwise_conv import DepthwiseConv2D
 
 Builder = Callable[[str | None, int], Any]
 

@@ -19,8 +19,8 @@ import tensorflow as tf
 from captioner.data.datasets import CaptionedImage
 from captioner.data.feature_cache import Seen, ShardFolder
 from captioner.data.images import DEFAULT_LIMITS, read_image
-from captioner.encoders import Encoder
 from captioner.errors import EncoderError, ImageError
+from captioner.models.encoder import Encoder
 from captioner.system.files import digest_bytes
 
 BATCH_SIZE = 32  # pictures per pass through the CNN

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from captioner.products import Kernels, affine, product, with_ones
+from captioner.models.layers.mixed_precision import Kernels, affine, product, with_ones
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -24,8 +24,8 @@ from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
 from captioner.data.vocabulary import join_words
 from captioner.errors import CaptionerError, ImageError
-from captioner.lettering import fonts_for, wrapped
 from captioner.system.files import replacing
+from captioner.visualization.fonts import fonts_for, wrapped
 
 PAPER, INK, PALE, BAND = "#ffffff", "#22262b", "#7a828c", "#f3f5f7"
 COLOURS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from captioner.packing import ROWS, Layout
+from captioner.models.layers.packed_captions import ROWS, Layout
 
 
 def layout_of(lengths):

@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import save_file
 
-from captioner.backbones import PREPROCESSING, Preprocess, initialise
-from captioner.encoders import ENCODERS, EncoderSpec, fold_batch_norm, load_encoder
 from captioner.errors import ConfigError, EncoderError
+from captioner.models.backbones import PREPROCESSING, Preprocess, initialise
+from captioner.models.encoder import ENCODERS, EncoderSpec, fold_batch_norm, load_encoder
 
 layers = keras.layers
 # The large ones take seconds to build: they are walked through by `-m slow`.

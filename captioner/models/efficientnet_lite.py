@@ -16,7 +16,7 @@ from typing import Any
 import keras
 
 from captioner.errors import EncoderError
-from captioner.torch_weights import read_torch
+from captioner.models.torch_checkpoint import read_torch
 
 # Kernel, stride, expansion, channels, repeats of the seven stages (Tan and Le 2019, table 1).
 _STAGES = (

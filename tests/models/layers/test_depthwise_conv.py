@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from captioner import depthwise
+from captioner.models.layers import depthwise_conv as depthwise
 
 
 @pytest.mark.parametrize("padding", ["same", "valid"])

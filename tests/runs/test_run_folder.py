@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioner import best
-from captioner.checkpoints import Run
 from captioner.config import load_config
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CaptionerError, ConfigError, RunError
+from captioner.runs import weights as best
+from captioner.runs.run_folder import Run
 from captioner.system import files
 from captioner.system import manifest as manifests
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = load_config("", ["encoder.name=small_cnn", "decoder.units=8", "decoder.embedding=4"])
 VOCABULARY = Vocabulary.build(["a dog runs", "ein großer Hund"])
 ENCODER_INFO = {
@@ -149,7 +149,7 @@ def test_info_is_plain(run: Run) -> None:
 def test_looking_into_a_run_loads_no_tensorflow(run: Run) -> None:
     save(run, 1.0)
     code = (
-        "import sys; from captioner.checkpoints import Run; Run.open(sys.argv[1]).info()\n"
+        "import sys; from captioner.runs.run_folder import Run; Run.open(sys.argv[1]).info()\n"
         "sys.exit('tensorflow' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, run.folder], cwd=ROOT).returncode == 0
@@ -215,8 +215,8 @@ def test_weights_of_another_run_are_refused(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_networks_come_back_from_the_folder_alone(tmp_path: Path) -> None:
-    from captioner.decoder import CaptionDecoder
-    from captioner.encoders import load_encoder
+    from captioner.models.decoder import CaptionDecoder
+    from captioner.models.encoder import load_encoder
 
     encoder = load_encoder("small_cnn", weights="none", size=32, seed=3)
     sizes = {"vocabulary_size": len(VOCABULARY), "channels": encoder.channels}
@@ -235,7 +235,7 @@ def test_the_networks_come_back_from_the_folder_alone(tmp_path: Path) -> None:
 def test_an_encoder_that_has_changed_since_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from captioner.encoders import Encoder, load_encoder
+    from captioner.models.encoder import Encoder, load_encoder
 
     encoder = load_encoder("small_cnn", weights="none", size=32)
     run = Run.create(tmp_path / "run", CONFIG, VOCABULARY, encoder)
@@ -354,7 +354,7 @@ SAVE_FOR_EVER = """
 import sys
 import numpy as np
 from types import SimpleNamespace
-from captioner.checkpoints import Run
+from captioner.runs.run_folder import Run
 run = Run.open(sys.argv[1])
 with run.training():
     for epoch in range((run.best or {"epoch": 0})["epoch"] + 1, 10**6):

@@ -21,9 +21,9 @@ import numpy as np
 
 from captioner.data.datasets import CaptionedImage
 from captioner.data.feature_cache import FORMAT, WORKERS, Location, ShardFolder, cache_base, fingerprint
-from captioner.encoders import Encoder
 from captioner.errors import CacheError, ImageError
-from captioner.extraction import BATCH_SIZE, Extraction, shard_pictures
+from captioner.models.encoder import Encoder
+from captioner.models.extraction import BATCH_SIZE, Extraction, shard_pictures
 from captioner.system.console import bar, say
 from captioner.system.files import lock, remove_leftovers
 from captioner.system.shard_spec import Part, part_number

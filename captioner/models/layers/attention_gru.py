@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from captioner.packing import ByPicture, Layout, Tape, shaped
-from captioner.products import product
+from captioner.models.layers.mixed_precision import product
+from captioner.models.layers.packed_captions import ByPicture, Layout, Tape, shaped
 
 Tensor = Any
 

@@ -25,7 +25,8 @@ import tensorflow as tf
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from captioner.backbones import (
+from captioner.errors import EncoderError, load_object, unknown_name
+from captioner.models.backbones import (
     ENCODERS,
     EncoderSpec,
     fold_batch_norm,
@@ -34,8 +35,7 @@ from captioner.backbones import (
     lasting_names,
     rewrite,
 )
-from captioner.efficientnet_lite import read_weights
-from captioner.errors import EncoderError, load_object, unknown_name
+from captioner.models.efficientnet_lite import read_weights
 
 __all__ = ["ENCODERS", "Encoder", "EncoderSpec", "fold_batch_norm", "load_encoder"]
 

@@ -22,10 +22,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from captioner.best import part, read_best, read_info, save_best
 from captioner.config import Config
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
+from captioner.runs.weights import part, read_best, read_info, save_best
 from captioner.system.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
 from captioner.system.manifest import REMEDY, check, entries, read_manifest, write_manifest
 from captioner.version import __version__
@@ -209,8 +209,8 @@ class Run:
         arrays, best = found
         self._fitting(best)
         # Here, not above: a look into a run (`captioner info`) should not wait for TensorFlow.
-        from captioner.decoder import CaptionDecoder
-        from captioner.encoders import load_encoder
+        from captioner.models.decoder import CaptionDecoder
+        from captioner.models.encoder import load_encoder
 
         info = self.encoder_info
         # By the configuration's name: it may be a "package.module:name".

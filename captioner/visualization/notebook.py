@@ -43,7 +43,7 @@ def caption_png(caption: Any) -> bytes | None:
     picture = None if caption.attention is None else _picture(caption)
     if picture is None:
         return None
-    from captioner.plots import plot_attention  # loads matplotlib
+    from captioner.visualization.plots import plot_attention  # loads matplotlib
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "attention.png")

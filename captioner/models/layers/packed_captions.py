@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from captioner.products import Tensor, product
+from captioner.models.layers.mixed_precision import Tensor, product
 
 ROWS = 32  # of packed rows; many fewer than a batch has, enough for the batches of an epoch to share shapes
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from captioner.errors import EncoderError
-from captioner.torch_weights import read_torch
+from captioner.models.torch_checkpoint import read_torch
 
 MAGIC = b"\x80\x02\x8a\x0a" + 0x1950A86A20F9469CFC6C.to_bytes(10, "little") + b"."
 VERSION, MACHINE = b"\x80\x02M\xe9\x03.", b"\x80\x02}."
