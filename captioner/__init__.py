@@ -14,14 +14,14 @@ from captioner.version import __version__
 
 if TYPE_CHECKING:
     from captioner.config import load_config as load_config
-    from captioner.predict import Captioner as Captioner
+    from captioner.inference.captioner import Captioner as Captioner
 
 __all__ = ["Captioner", "__version__", "load_config"]
 
 # Keras reads its backend once, when first imported, and ~/.keras/keras.json may name another one.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-_HOMES = {"Captioner": "captioner.predict", "load_config": "captioner.config"}
+_HOMES = {"Captioner": "captioner.inference.captioner", "load_config": "captioner.config"}
 
 
 def __getattr__(name: str) -> Any:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import captioner
 from captioner.errors import CaptionerError, RunError
-from captioner.light import LightCaptioner, NotCompiled
-from captioner.startup import find_run, load_tensorflow
+from captioner.inference.compiled_captioner import LightCaptioner, NotCompiled
+from captioner.inference.loading import find_run, load_tensorflow
 from captioner.system.hardware import cores, memory_gib, precision, processor_name
 from captioner.version import __version__
 

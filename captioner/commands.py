@@ -18,10 +18,10 @@ from captioner.describe import caption as caption
 from captioner.doctor import doctor as doctor
 from captioner.errors import ConfigError
 from captioner.exporting import export as export
+from captioner.inference.loading import load_tensorflow, new_run, newest_runs
 from captioner.reports import epoch_name, info_lines, score_lines, scores_line
 from captioner.scaling import features as features
 from captioner.serving import serve as serve
-from captioner.startup import load_tensorflow, new_run, newest_runs
 from captioner.system.files import json_text
 
 
@@ -94,8 +94,8 @@ def evaluate(arguments: Namespace) -> int:
     """`captioner evaluate`: predictions.jsonl and scores.json."""
     arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
     load_tensorflow()
-    from captioner.evaluate import Protocol
-    from captioner.evaluate import evaluate as evaluate_run
+    from captioner.evaluation.evaluate import Protocol
+    from captioner.evaluation.evaluate import evaluate as evaluate_run
 
     names = ("split", "format", "beam", "max_words", "batch_size")
     plan = Protocol(**{name: getattr(arguments, name) for name in names})
@@ -104,7 +104,7 @@ def evaluate(arguments: Namespace) -> int:
         print(line)
     written = [Path(arguments.out) / "scores.json", Path(arguments.out) / "predictions.jsonl"]
     if arguments.report is not None:
-        from captioner.review import write_review
+        from captioner.evaluation.html_report import write_review
 
         written.append(Path(arguments.report or Path(arguments.out) / "report.html"))
         write_review(result, arguments.run, written[-1])

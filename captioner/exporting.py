@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from captioner.startup import load_tensorflow
+from captioner.inference.loading import load_tensorflow
 
 SUMMARY = "make a run caption without TensorFlow, or give it to other programs"
 MORE = (

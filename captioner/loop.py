@@ -19,10 +19,10 @@ import tensorflow as tf
 from captioner.batches import PictureSource, TrainingBatches
 from captioner.config import PhaseConfig
 from captioner.errors import CaptionerError, DataError
-from captioner.evaluate import score_captions
+from captioner.evaluation.evaluate import score_captions
+from captioner.inference.captioner import Captioner
 from captioner.latest import Latest
 from captioner.models.feature_extraction import Failure
-from captioner.predict import Captioner
 from captioner.rewards import CaptionReward
 from captioner.runs.run_folder import Run
 from captioner.signals import Interrupted, StopRequest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from captioner.captions import Alternative, Caption
+from captioner.inference.caption import Alternative, Caption
 from captioner.runs.run_folder import Run
 from captioner.system.console import duration
 

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from captioner.cider import CiderD
 from captioner.data.vocabulary import END
+from captioner.evaluation.cider import CiderD
 
 
 class CaptionReward:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from captioner.errors import ConfigError, unknown_name
-from captioner.startup import load_tensorflow
+from captioner.inference.loading import load_tensorflow
 from captioner.system.shard_spec import WHOLE, Part
 
 ENGINES = ("ray",)

@@ -62,7 +62,7 @@ def serve(arguments: Namespace) -> int:
     from captioner.extras.serve import Place
     from captioner.extras.serve import serve as run_server
     from captioner.extras.service import ServeLimits
-    from captioner.startup import find_run
+    from captioner.inference.loading import find_run
 
     place = Place(
         host=arguments.host,

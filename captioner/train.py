@@ -27,6 +27,7 @@ from captioner.data.datasets import CaptionedImage, Split, load_split
 from captioner.data.statistics import facts
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import DataError, MissingExtra
+from captioner.inference.captioner import Captioner
 from captioner.latest import Latest
 from captioner.loop import Dev, Loop, State
 from captioner.losses import OBJECTIVES, load_loss
@@ -34,7 +35,6 @@ from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.optimisers import Updater, load_optimizer, load_regularizer
-from captioner.predict import Captioner
 from captioner.rewards import CaptionReward
 from captioner.runs.run_folder import DATA, Run
 from captioner.signals import Interrupted, StopRequest, noting

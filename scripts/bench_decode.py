@@ -83,7 +83,7 @@ def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
     import numpy as np
 
     from captioner.data.images import read_image
-    from captioner.predict import Captioner
+    from captioner.inference.captioner import Captioner
 
     captioner = Captioner.load(arguments.run) if arguments.run else random_captioner(arguments)
     paths, what = material.picture_files(
@@ -122,8 +122,8 @@ def random_captioner(arguments: argparse.Namespace) -> Any:
     """An untrained captioner of the benchmark's size whose captions do not end early."""
     from captioner.config import DecoderConfig
     from captioner.data.vocabulary import END
+    from captioner.inference.captioner import Captioner
     from captioner.models.decoder import CaptionDecoder
-    from captioner.predict import Captioner
     from captioner.system.hardware import precision
 
     encoder = material.load_encoder(arguments)

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, installed or not
 
 from captioner.errors import CaptionerError  # noqa: E402
-from captioner.startup import load_tensorflow  # noqa: E402
+from captioner.inference.loading import load_tensorflow  # noqa: E402
 
 
 def main() -> int:
@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--out", help="keep predictions.jsonl and scores.json here")
     arguments = parser.parse_args()
     load_tensorflow()  # now: --help need not wait for it
-    from captioner.evaluate import Protocol, evaluate
+    from captioner.evaluation.evaluate import Protocol, evaluate
 
     with tempfile.TemporaryDirectory() as unkept:
         plan = Protocol(split=arguments.split, beam=arguments.beam)

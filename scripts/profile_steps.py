@@ -242,7 +242,7 @@ def search(beam: int) -> measure.Side:
     def side(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
         import bench_decode
 
-        from captioner.predict import Captioner
+        from captioner.inference.captioner import Captioner
 
         own = Captioner.load(arguments.run) if arguments.run else bench_decode.random_captioner(arguments)
         shape = (own.encoder.cells, own.encoder.channels)

@@ -18,8 +18,8 @@ from pathlib import Path
 from captioner.data.datasets import load_split
 from captioner.errors import CaptionerError
 from captioner.extras.export import ExportPlan, export
-from captioner.light import LightCaptioner
-from captioner.predict import Captioner
+from captioner.inference.captioner import Captioner
+from captioner.inference.compiled_captioner import LightCaptioner
 from captioner.runs.run_folder import DATA, Run
 
 

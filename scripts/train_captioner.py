@@ -12,8 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, i
 
 from captioner.config import load_config  # noqa: E402
 from captioner.errors import CaptionerError  # noqa: E402
+from captioner.inference.loading import load_tensorflow  # noqa: E402
 from captioner.reports import epoch_name, scores_line  # noqa: E402
-from captioner.startup import load_tensorflow  # noqa: E402
 
 
 def main() -> int:

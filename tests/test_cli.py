@@ -108,7 +108,7 @@ def test_wrong_use_is_named(typed: str, said: str, capsys: pytest.CaptureFixture
 def test_without_any_model_it_says_how_to_come_by_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, photos: Path
 ) -> None:
-    from captioner import startup
+    from captioner.inference import loading as startup
 
     monkeypatch.setattr(startup, "SHIPPED", ())
     monkeypatch.delenv("CAPTIONER_RUN", raising=False)

@@ -15,7 +15,7 @@ import pytest
 
 from captioner import cli, usage, welcome
 from captioner.config import load_config, recipes
-from captioner.metrics import METRICS
+from captioner.evaluation.metrics import METRICS
 from tests.test_folders import opinionated
 
 ROOT = Path(__file__).resolve().parent.parent

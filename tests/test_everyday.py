@@ -15,7 +15,7 @@ import pytest
 from captioner import checkup
 from captioner.cli import main
 from captioner.completion import SHELLS
-from captioner.startup import new_run, newest_runs
+from captioner.inference.loading import new_run, newest_runs
 from captioner.system import console as progress
 from captioner.system import voice
 from captioner.usage import COMMANDS, parse

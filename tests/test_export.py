@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_light import CONFIG, make_run
 
 from captioner.cli import main
 from captioner.data.images import read_image
@@ -21,8 +20,9 @@ from captioner.extras import export as room
 from captioner.extras.export import ExportPlan, export
 from captioner.extras.export_check import Answer, Way
 from captioner.extras.export_savedmodel import _joiner
-from captioner.predict import Captioner
+from captioner.inference.captioner import Captioner
 from captioner.runs.run_folder import BEST, Run
+from tests.inference.test_compiled_captioner import CONFIG, make_run
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captions import Caption
 from captioner.cli import main
 from captioner.config import load_config
 from captioner.data.image_files import Pictures, gather, named_paths
@@ -28,6 +27,7 @@ from captioner.data.synthetic import scenes
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CaptionerError, ConfigError, DataError, RunError
 from captioner.folders import FolderPlan, caption_folders
+from captioner.inference.caption import Caption
 from captioner.journals import JOURNAL, Journal, held
 from captioner.outcomes import Outcomes
 from captioner.places import writable
@@ -425,7 +425,7 @@ def test_killed_again_and_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("language", "script"), [("ko", "[\uac00-\ud7a3]"), ("de", "[äöüÄÖÜß]")])
 def test_two_thousand_pictures_killed_until_through(tmp_path: Path, language: str, script: str) -> None:
     """All kinds of pictures and of files: in the end, all is as if the command had never been killed."""
-    from captioner.predict import Captioner
+    from captioner.inference.captioner import Captioner
 
     scenes.draw_dataset(tmp_path / "scenes", pictures=60, size=64, language=language)
     model = opinionated(tmp_path / "run", tmp_path / "scenes" / "captions.csv")

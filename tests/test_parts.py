@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captions import Caption
 from captioner.cli import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.data.image_files import gather
 from captioner.errors import ConfigError, RunError
 from captioner.folders import FolderPlan, caption_folders
+from captioner.inference.caption import Caption
 from captioner.journals import JOURNAL, Journal, held
 from captioner.models import extraction
 from captioner.models.encoder import Encoder, load_encoder

@@ -151,7 +151,7 @@ def wait(processes: list[subprocess.Popen[bytes]]) -> list[int]:
 
 def outcome(run: Path, pictures: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What each epoch gave, and captions by the run."""
-    from captioner.predict import Captioner
+    from captioner.inference.captioner import Captioner
 
     some = sorted((pictures / "images").iterdir())[:12]
     return Run.open(run).history(), [caption.text for caption in Captioner.load(run).caption(some)]

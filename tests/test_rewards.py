@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from captioner.cider import CiderD
 from captioner.data.vocabulary import END
+from captioner.evaluation.cider import CiderD
 from captioner.rewards import CaptionReward
 
 REFERENCES = [[[4, 5, 6, 7], [4, 5, 6]], [[8, 9, 10, 11]], [[12, 13, 14, 15]]]

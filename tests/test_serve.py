@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits
 from captioner.errors import RunError
 from captioner.extras.service import Served, ServeLimits, Service
+from captioner.inference.caption import Alternative, Caption, CaptionOptions
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gradio") is None,

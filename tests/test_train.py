@@ -23,8 +23,8 @@ from PIL import Image
 
 from captioner.cli import main
 from captioner.config import load_config
+from captioner.inference.captioner import Captioner
 from captioner.latest import Latest
-from captioner.predict import Captioner
 from captioner.runs.run_folder import Run
 from captioner.runs.weights import read_best
 from captioner.steps import Steps

@@ -21,11 +21,11 @@ from concurrent.futures import Future
 from functools import wraps
 from typing import Any
 
-from captioner.captions import Caption, CaptionOptions
 from captioner.errors import CaptionerError, ConfigError
 from captioner.extras.documents import docs_page, openapi
 from captioner.extras.intake import Asked, WrongKind, read_request
 from captioner.extras.service import Busy, Served, Service, UnknownRun, part_of
+from captioner.inference.caption import Caption, CaptionOptions
 from captioner.version import __version__
 
 Endpoint = Callable[[Any], Awaitable[Any]]

@@ -24,7 +24,7 @@ import numpy as np
 
 from captioner.errors import CaptionerError, ConfigError, RunError, load_object, unknown_name
 from captioner.extras.export_check import Check, Ways, compare, comparison_pictures
-from captioner.light import COMPILED
+from captioner.inference.compiled_captioner import COMPILED
 from captioner.runs.run_folder import VOCABULARY, Run
 from captioner.system.console import say
 from captioner.system.files import storing, write_json
@@ -93,7 +93,7 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
         raise ConfigError(unknown_name("format", plan.format, FORMATS))
     run = Run.open(folder)
     target = _target(run, plan)
-    from captioner.predict import Captioner
+    from captioner.inference.captioner import Captioner
 
     best = run.best
     captioner = Captioner.of(run)

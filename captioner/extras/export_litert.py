@@ -18,12 +18,12 @@ import tensorflow as tf
 from captioner.data.datasets import load_split
 from captioner.data.images import read_image
 from captioner.errors import ImageError, MissingExtra
-from captioner.external_weights import put_back, take_out
 from captioner.extras.export import Job
 from captioner.extras.export_check import TOLERANCES, Way, Ways, answers_of
 from captioner.extras.export_networks import ExportedCaptioner, Networks, networks, save
-from captioner.light import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncoder
-from captioner.light_decoder import LightDecoder
+from captioner.inference.compiled_captioner import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncoder
+from captioner.inference.compiled_weights import put_back, take_out
+from captioner.inference.numpy_decoder import LightDecoder
 from captioner.runs.run_folder import BEST
 from captioner.runs.weights import WEIGHTS, arrays_in, part
 from captioner.system.console import silent_stderr

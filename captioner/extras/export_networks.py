@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from captioner.captioning import Captioning
-from captioner.captions import CaptionOptions
-from captioner.hypotheses import Hypotheses, SearchOptions
-from captioner.light_search import beam_search
+from captioner.inference.base import Captioning
+from captioner.inference.caption import CaptionOptions
+from captioner.inference.numpy_beam_search import beam_search
+from captioner.inference.search_options import Hypotheses, SearchOptions
 from captioner.models.decoder import Memory
 
 Arrays = dict[str, Any]

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.captions import CaptionOptions
 from captioner.data.images import read_image
 from captioner.data.vocabulary import join_words
 from captioner.extras.export import Job
 from captioner.extras.export_check import TOLERANCES, Answer, Way, Ways
 from captioner.extras.export_networks import save
+from captioner.inference.caption import CaptionOptions
 
 VERSION = "1"  # TensorFlow Serving takes the highest number among the folders of a model
 FROM_FILES = 0.3  # how far scores may be from the run's own where TensorFlow reads the files

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from captioner.captions import CaptionOptions
 from captioner.errors import CaptionerError, ConfigError, unknown_name
+from captioner.inference.caption import CaptionOptions
 
 _WHOLE, _NUMBER = "a whole number", "a number"
 # Name → kind and range. Beyond it nothing gets better, and one request would take the time of many.

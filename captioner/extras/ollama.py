@@ -18,11 +18,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from captioner.captions import CaptionOptions
 from captioner.errors import ConfigError
 from captioner.extras.api import answering, captions_of
 from captioner.extras.intake import check_count, json_object, option, unpacked
 from captioner.extras.service import Served, Service
+from captioner.inference.caption import CaptionOptions
 from captioner.version import __version__
 
 SEARCH_BELOW = 0.2  # temperatures that ask for the likeliest caption

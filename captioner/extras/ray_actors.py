@@ -121,7 +121,7 @@ class CaptionActor:
     """
 
     def __init__(self, run: str, options: Mapping[str, Any]) -> None:
-        from captioner.startup import load_captioner
+        from captioner.inference.loading import load_captioner
 
         self._options, self._trouble = dict(options), ""
         try:

@@ -17,10 +17,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from captioner.captions import Alternative, Caption
 from captioner.config import Config
 from captioner.errors import CaptionerError, ConfigError, EncoderError, MissingExtra
 from captioner.extras.ray_actors import CaptionActor, FeatureActor, read_block
+from captioner.inference.caption import Alternative, Caption
 from captioner.system.console import bar, say
 
 CAPTIONS_AT_A_TIME = 32  # pictures that an actor is given: a batch of the captioner

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from captioner.captions import Caption, CaptionOptions
 from captioner.errors import RunError
 from captioner.extras.service import Served
+from captioner.inference.caption import Caption, CaptionOptions
+from captioner.inference.loading import load_captioner
 from captioner.runs.run_folder import CONFIG, Run
-from captioner.startup import load_captioner
 from captioner.system.console import say
 
 
@@ -75,7 +75,7 @@ class _Networks:
 
     def _loaded(self, options: CaptionOptions) -> Any:
         if options.drawn not in self._captioners:
-            from captioner.light import LightCaptioner
+            from captioner.inference.compiled_captioner import LightCaptioner
 
             heavy = [one for one in self._captioners.values() if not isinstance(one, LightCaptioner)]
             self._captioners[options.drawn] = (

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.captions import CaptionOptions
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
 from captioner.extras.service import Served, ServeLimits, Service
+from captioner.inference.caption import CaptionOptions
 from captioner.system.console import say
 
 OLDEST_GRADIO = (6, 20)

@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from captioner.captions import Caption, CaptionOptions
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits, read_image
 from captioner.errors import CaptionerError, ImageError, RunError, unknown_name
 from captioner.extras.batcher import Batcher
+from captioner.inference.caption import Caption, CaptionOptions
 from captioner.system.hardware import cores
 
 PREVIEW_PIXELS = 960  # longer side

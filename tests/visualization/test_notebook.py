@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captions import Alternative, Caption, captions_to_records
+from captioner.inference.caption import Alternative, Caption, captions_to_records
 
 EVIL = "<script>alert('x')</script>\" onload=\"y"
 

@@ -13,17 +13,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.captions import Caption
 from captioner.cli import main
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import CaptionedImage, load_split
 from captioner.data.vocabulary import Vocabulary
-from captioner.evaluate import Evaluation, judge
-from captioner.metrics import per_caption
-from captioner.mistakes import content_words, find_mistakes, word_shares
+from captioner.evaluation.error_analysis import content_words, find_mistakes, word_shares
+from captioner.evaluation.evaluate import Evaluation, judge
+from captioner.evaluation.html_report import ranked, write_review
+from captioner.evaluation.metrics import per_caption
+from captioner.inference.caption import Caption
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
-from captioner.review import ranked, write_review
 from captioner.runs.run_folder import Run
 from captioner.visualization.svg_charts import bar_chart, line_chart
 

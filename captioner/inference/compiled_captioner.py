@@ -20,13 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from captioner.captioning import Captioning
-from captioner.captions import CaptionOptions
 from captioner.errors import ConfigError, RunError
-from captioner.external_weights import put_back
-from captioner.hypotheses import Hypotheses
-from captioner.light_decoder import LightDecoder
-from captioner.light_search import beam_search
+from captioner.inference.base import Captioning
+from captioner.inference.caption import CaptionOptions
+from captioner.inference.compiled_weights import put_back
+from captioner.inference.numpy_beam_search import beam_search
+from captioner.inference.numpy_decoder import LightDecoder
+from captioner.inference.search_options import Hypotheses
 from captioner.runs.run_folder import BEST, Run
 from captioner.runs.weights import WEIGHTS, arrays_in, floats, part
 from captioner.system.console import silent_stderr

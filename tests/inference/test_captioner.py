@@ -14,9 +14,9 @@ from PIL import Image
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, RunError
+from captioner.inference.captioner import Caption, Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
-from captioner.predict import Caption, Captioner
 from captioner.runs.run_folder import Run
 
 WORDS = "a red blue circle square star is above below two three"

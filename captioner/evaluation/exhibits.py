@@ -14,11 +14,11 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from captioner.captions import Caption
 from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
 from captioner.data.vocabulary import join_words, words_of
 from captioner.errors import ImageError
+from captioner.inference.caption import Caption
 
 PICTURE_PIXELS, THUMB_PIXELS = 480, 132  # longest sides
 _MAP_PIXELS = 28  # longer side of a map of attention; the browser makes it as large as the picture

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from captioner.errors import ConfigError
-from captioner.search import Hypotheses, SearchOptions, _invert, _top, beam_search, sample
+from captioner.inference.beam_search import Hypotheses, SearchOptions, _invert, _top, beam_search, sample
 
 START, END = 2, 3
 NOTHING = tf.zeros((1, 0))

@@ -17,7 +17,7 @@ import pytest
 
 from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError
-from captioner.metrics import METRICS, CiderD, describe, per_caption, protocol, score
+from captioner.evaluation.metrics import METRICS, CiderD, describe, per_caption, protocol, score
 
 CAT = ["The cat is on the mat.", "There is a cat on the mat."]
 

@@ -15,9 +15,9 @@ from fractions import Fraction
 from functools import cache
 from typing import Any, NamedTuple
 
-from captioner.cider import CiderD, Words, check_references
 from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError, unknown_name
+from captioner.evaluation.cider import CiderD, Words, check_references
 
 __all__ = ["METRICS", "CiderD", "Figures", "describe", "per_caption", "protocol", "score"]
 

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.captioning import Captioning
-from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.hypotheses import Hypotheses
+from captioner.inference.base import Captioning
+from captioner.inference.beam_search import SearchOptions, beam_search, sample
+from captioner.inference.caption import Alternative, Caption, CaptionOptions
+from captioner.inference.search_options import Hypotheses
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
-from captioner.search import SearchOptions, beam_search, sample
 
 __all__ = ["Alternative", "Caption", "CaptionOptions", "Captioner"]
 

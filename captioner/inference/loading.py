@@ -17,7 +17,7 @@ from captioner.system.console import say, silent_stderr
 from captioner.system.voice import detail, verbose
 
 if TYPE_CHECKING:
-    from captioner.captioning import Captioning
+    from captioner.inference.base import Captioning
 
 RUNS = Path("runs")  # where trainings go that were given no other place
 SHIPPED = ("shipped", "../checkpoints/flickr8k")  # beside this file: in the wheel, in a checkout
@@ -57,8 +57,8 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
         ConfigError: an impossible option.
         RunError: there is no such run, it is not finished enough, or a file is damaged.
     """
-    from captioner.captions import CaptionOptions
-    from captioner.light import LightCaptioner, NotCompiled
+    from captioner.inference.caption import CaptionOptions
+    from captioner.inference.compiled_captioner import LightCaptioner, NotCompiled
 
     if CaptionOptions.of(options).drawn:
         reason = "words are drawn at random"
@@ -71,7 +71,7 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
             reason = f"{error}, which `captioner export --run {folder}` makes"
     say(f"TensorFlow is loaded: {reason}", quiet=quiet)
     load_tensorflow()
-    from captioner.predict import Captioner
+    from captioner.inference.captioner import Captioner
 
     return Captioner.load(folder)
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from captioner.data.datasets import CaptionedImage, Split, load_split, open_dataset
 from captioner.errors import CaptionerError, DataError
-from captioner.metrics import METRICS, describe, protocol, score
+from captioner.evaluation.metrics import METRICS, describe, protocol, score
+from captioner.inference.captioner import Caption, Captioner, CaptionOptions
 from captioner.models.feature_extraction import FeatureStore, extract
-from captioner.predict import Caption, Captioner, CaptionOptions
 from captioner.runs.run_folder import Run
 from captioner.system.console import bar
 from captioner.system.files import atomic_write, json_text, write_json

@@ -13,8 +13,15 @@ from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import load_split
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import DataError
-from captioner.evaluate import Protocol, evaluate, judge, score_captions, shuffled, training_captions
-from captioner.metrics import score
+from captioner.evaluation.evaluate import (
+    Protocol,
+    evaluate,
+    judge,
+    score_captions,
+    shuffled,
+    training_captions,
+)
+from captioner.evaluation.metrics import score
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from captioner.hypotheses import IMPOSSIBLE, Hypotheses, SearchOptions
+from captioner.inference.search_options import IMPOSSIBLE, Hypotheses, SearchOptions
 
 State: TypeAlias = "np.ndarray | tuple[np.ndarray, ...]"  # one row a hypothesis
 # words (N,) int32, state -> logits (N, V), state, attention (N, P); N = B * K rows, a picture's K together.

@@ -16,21 +16,22 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from captioner import light_search, search
-from captioner.captions import Caption
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, RunError
-from captioner.external_weights import put_back, take_out
 from captioner.extras.export import ExportPlan, export
-from captioner.hypotheses import SearchOptions
-from captioner.light import COMPILED, GRAPH, MANIFEST, LightCaptioner, NotCompiled
-from captioner.light_decoder import LightDecoder
+from captioner.inference import beam_search as search
+from captioner.inference import numpy_beam_search as light_search
+from captioner.inference.caption import Caption
+from captioner.inference.captioner import Captioner
+from captioner.inference.compiled_captioner import COMPILED, GRAPH, MANIFEST, LightCaptioner, NotCompiled
+from captioner.inference.compiled_weights import put_back, take_out
+from captioner.inference.loading import load_captioner
+from captioner.inference.numpy_decoder import LightDecoder
+from captioner.inference.search_options import SearchOptions
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
-from captioner.predict import Captioner
 from captioner.runs.run_folder import BEST, Run
-from captioner.startup import load_captioner
 from captioner.system.manifest import read_manifest, write_manifest
 
 WORDS = "a red blue circle square star is above below two three"
@@ -359,7 +360,7 @@ def test_the_model_that_comes_along_says_the_same(flickr8k: Path) -> None:
     """On dev: 99 captions of 100 word for word."""
     from captioner.data.datasets import load_split
     from captioner.errors import CaptionerError
-    from captioner.startup import find_run
+    from captioner.inference.loading import find_run
 
     try:
         folder = find_run(None)

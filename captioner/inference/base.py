@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from captioner.captions import Alternative, Caption, CaptionOptions
 from captioner.config import DecodeConfig
 from captioner.data.images import read_image
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ImageError
-from captioner.hypotheses import Hypotheses, SearchOptions
+from captioner.inference.caption import Alternative, Caption, CaptionOptions
+from captioner.inference.search_options import Hypotheses, SearchOptions
 from captioner.system.hardware import cores
 
 BATCHES_AHEAD = 2  # that the threads read before they are asked for

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from captioner.data.vocabulary import words_of
-from captioner.evaluate import Evaluation
-from captioner.exhibits import exhibit, thumbnail
-from captioner.metrics import per_caption
-from captioner.mistakes import Count, Mistakes, find_mistakes, word_shares
+from captioner.evaluation.error_analysis import Count, Mistakes, find_mistakes, word_shares
+from captioner.evaluation.evaluate import Evaluation
+from captioner.evaluation.exhibits import exhibit, thumbnail
+from captioner.evaluation.metrics import per_caption
 from captioner.runs.run_folder import Run
 from captioner.system.files import atomic_write
 from captioner.visualization.plots import LABELS, LOSSES

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from captioner.hypotheses import IMPOSSIBLE, Hypotheses, SearchOptions
+from captioner.inference.search_options import IMPOSSIBLE, Hypotheses, SearchOptions
 
 # words (N,) int32, state -> logits (N, V), state, attention (N, P); N = B * K rows, a picture's K together.
 Step = Callable[[Any, Any], tuple[Any, Any, Any]]

@@ -15,8 +15,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from captioner.hypotheses import IMPOSSIBLE, Hypotheses, SearchOptions
-from captioner.search_loop import Beams, Choose, Step, length_factor, read_off, run, without_repeats
+from captioner.inference.search_loop import Beams, Choose, Step, length_factor, read_off, run, without_repeats
+from captioner.inference.search_options import IMPOSSIBLE, Hypotheses, SearchOptions
 
 __all__ = ["Hypotheses", "SearchOptions", "Step", "beam_search", "sample"]
 

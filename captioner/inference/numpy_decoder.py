@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from captioner.config import DecoderConfig
-from captioner.light_search import Step
+from captioner.inference.numpy_beam_search import Step
 
 
 class Memory(NamedTuple):
