@@ -1,7 +1,7 @@
 """Pictures in, sentences out: `Captioner` writes captions, `load_config` reads how a network is trained.
 
 Importing this package loads no TensorFlow; the names below fetch their modules when first asked for.
-Training is `from captioner.train import train`: a package cannot have a module and a function of one name.
+Training is `from captioner.training.train import train`.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def train(arguments: Namespace) -> int:
     arguments.run = arguments.run or _run_folder(arguments)
     config = _training_config(arguments)
     load_tensorflow()
-    from captioner.replicas import train as train_run
+    from captioner.training.distributed import train as train_run
 
     if arguments.resume and arguments.budget:
         raise ConfigError("--budget is for a training that begins; --resume goes on with what it planned")

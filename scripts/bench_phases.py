@@ -64,13 +64,13 @@ class Phase:
     """
 
     def __init__(self, arguments: argparse.Namespace, name: str) -> None:
-        from captioner.batches import CaptionTable, TrainingBatches
         from captioner.config import load_config
         from captioner.models.decoder import CaptionDecoder
-        from captioner.optimisers import Updater
-        from captioner.rewards import CaptionReward
-        from captioner.steps import Steps, trained_variables, use_cores_side_by_side
         from captioner.system.hardware import precision
+        from captioner.training.input_pipeline import CaptionTable, TrainingBatches
+        from captioner.training.optimizers import Updater
+        from captioner.training.rewards import CaptionReward
+        from captioner.training.train_step import Steps, trained_variables, use_cores_side_by_side
 
         use_cores_side_by_side()
         config = load_config("flickr8k", [f"phases.{name}.augment={str(name == 'finetune').lower()}"])
@@ -107,8 +107,8 @@ class Phase:
 
 def pixels_of(records: list[Any], encoder: Any, arguments: argparse.Namespace) -> Any:
     """Picture files, those of the data set or drawn ones, read as training reads them."""
-    from captioner.batches import PictureSource
     from captioner.data.datasets import CaptionedImage
+    from captioner.training.input_pipeline import PictureSource
 
     if not arguments.data:
         folder = Path(arguments.scratch) / "drawn"

@@ -103,7 +103,7 @@ def grow(axis: str, start: int) -> list[Any]:
 
 def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
     """The training step and the batches of the library."""
-    from captioner.steps import use_cores_side_by_side
+    from captioner.training.train_step import use_cores_side_by_side
 
     use_cores_side_by_side()
     training = Ours(arguments)
@@ -119,11 +119,11 @@ class Ours:
     """A training of the recipe, without its judging and saving."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        from captioner.batches import CaptionTable, TrainingBatches
         from captioner.models.decoder import CaptionDecoder
-        from captioner.optimisers import Updater
-        from captioner.steps import Steps, trained_variables
         from captioner.system.hardware import precision
+        from captioner.training.input_pipeline import CaptionTable, TrainingBatches
+        from captioner.training.optimizers import Updater
+        from captioner.training.train_step import Steps, trained_variables
 
         config = recipe(arguments)
         phase = config.phases["decoder"]
@@ -147,7 +147,7 @@ class Ours:
 
     def epoch(self, number: int, limit: int | None = None) -> Any:
         """Figures of an epoch, or of so many steps of it."""
-        from captioner.steps import Figures
+        from captioner.training.train_step import Figures
 
         sums = Figures()
         batches = islice(self.batches.epoch(number), limit)

@@ -182,7 +182,7 @@ def train(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
     """Training on cached features."""
     import bench_train
 
-    from captioner.steps import use_cores_side_by_side
+    from captioner.training.train_step import use_cores_side_by_side
 
     use_cores_side_by_side()
     training = bench_train.Ours(arguments)

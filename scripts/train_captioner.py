@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE")
     arguments = parser.parse_args()
     load_tensorflow()  # now: --help need not wait for it
-    from captioner.train import train
+    from captioner.training.train import train
 
     config = load_config(arguments.recipe, arguments.set)
     run = train(config, arguments.data, arguments.run, resume=arguments.resume)

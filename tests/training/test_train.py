@@ -24,14 +24,14 @@ from PIL import Image
 from captioner.cli import main
 from captioner.config import load_config
 from captioner.inference.captioner import Captioner
-from captioner.latest import Latest
 from captioner.runs.run_folder import Run
 from captioner.runs.weights import read_best
-from captioner.steps import Steps
-from captioner.train import train
+from captioner.training.checkpoints import Latest
+from captioner.training.train import train
+from captioner.training.train_step import Steps
 from tests.conftest import TINY_NETWORKS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def command(recipe: Path, data: Path, run: Path, *more: str) -> list[str]:
@@ -280,7 +280,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
 def test_tensorboard_gets_the_figures_of_each_epoch(tmp_path):
     pytest.importorskip("tensorboard")
-    from captioner.loop import _summarise
+    from captioner.training.train_loop import _summarise
 
     for epoch in (1, 2):
         _summarise(

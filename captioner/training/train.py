@@ -20,28 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from captioner.batches import CaptionTable, PictureSource, TrainingBatches, suited
-from captioner.budget import within
 from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage, Split, load_split
 from captioner.data.statistics import facts
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import DataError, MissingExtra
 from captioner.inference.captioner import Captioner
-from captioner.latest import Latest
-from captioner.loop import Dev, Loop, State
-from captioner.losses import OBJECTIVES, load_loss
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract
-from captioner.optimisers import Updater, load_optimizer, load_regularizer
-from captioner.rewards import CaptionReward
 from captioner.runs.run_folder import DATA, Run
-from captioner.signals import Interrupted, StopRequest, noting
-from captioner.steps import Steps, encoder_variables, trained_variables, use_cores_side_by_side
 from captioner.system.console import duration, recording, say
 from captioner.system.files import atomic_write, json_text
 from captioner.system.hardware import precision
+from captioner.training.checkpoints import Latest
+from captioner.training.input_pipeline import CaptionTable, PictureSource, TrainingBatches, suited
+from captioner.training.losses import OBJECTIVES, load_loss
+from captioner.training.optimizers import Updater, load_optimizer, load_regularizer
+from captioner.training.rewards import CaptionReward
+from captioner.training.signals import Interrupted, StopRequest, noting
+from captioner.training.time_budget import within
+from captioner.training.train_loop import Dev, Loop, State
+from captioner.training.train_step import Steps, encoder_variables, trained_variables, use_cores_side_by_side
 
 __all__ = ["train"]
 

@@ -12,9 +12,9 @@ from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig,
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
-from captioner.optimisers import Updater
-from captioner.rewards import CaptionReward
-from captioner.steps import AT_ONCE, Figures, Steps, encoder_variables, trained_variables
+from captioner.training.optimizers import Updater
+from captioner.training.rewards import CaptionReward
+from captioner.training.train_step import AT_ONCE, Figures, Steps, encoder_variables, trained_variables
 
 V, P, C = 12, 4, 3
 CONFIG = Config(seed=3, decoder=DecoderConfig(units=8, embedding=6), decode=DecodeConfig(max_words=5))

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 import numpy as np
 import tensorflow as tf
 
-from captioner.augment import augment, can_be_mirrored
 from captioner.config import PhaseConfig
 from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
 from captioner.data.vocabulary import END, START, Vocabulary
 from captioner.errors import CaptionerError, DataError, ImageError
 from captioner.system.console import say
+from captioner.training.augmentation import augment, can_be_mirrored
 
 WINDOW = 8  # batches within which pictures are sorted by length
 STEPS = 64  # of an epoch; where there would be fewer, batches shrink

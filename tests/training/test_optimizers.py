@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError
-from captioner.optimisers import (
+from captioner.training.optimizers import (
     FOLLOW_EVERY,
     OPTIMIZERS,
     REGULARIZERS,

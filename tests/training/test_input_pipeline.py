@@ -10,12 +10,18 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from captioner.augment import augment, can_be_mirrored
-from captioner.batches import WINDOW, CaptionTable, PictureSource, TrainingBatches, evaluation_batches
 from captioner.config import PhaseConfig
 from captioner.data.datasets import CaptionedImage
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CacheError, DataError
+from captioner.training.augmentation import augment, can_be_mirrored
+from captioner.training.input_pipeline import (
+    WINDOW,
+    CaptionTable,
+    PictureSource,
+    TrainingBatches,
+    evaluation_batches,
+)
 
 TOY = {"a.png": ("a dog runs", "a dog"), "b.png": ("a cat sleeps",), "c.png": ("a man",)}
 

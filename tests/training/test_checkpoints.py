@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from captioner import latest as latest_room
 from captioner.errors import CaptionerError, RunError
-from captioner.latest import Latest
+from captioner.training import checkpoints as latest_room
+from captioner.training.checkpoints import Latest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def state_of(value: float, size: int = 1000) -> dict[str, tf.Variable]:
@@ -203,7 +203,7 @@ import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from pathlib import Path
 import tensorflow as tf
-from captioner.latest import Latest
+from captioner.training.checkpoints import Latest
 state = {"weights": tf.Variable(tf.fill([300_000], -1.0)), "step": tf.Variable(0)}
 latest = Latest(Path(sys.argv[1]), state, max_to_keep=1)
 latest.restore()

@@ -7,7 +7,7 @@ import pytest
 
 from captioner.data.vocabulary import END
 from captioner.evaluation.cider import CiderD
-from captioner.rewards import CaptionReward
+from captioner.training.rewards import CaptionReward
 
 REFERENCES = [[[4, 5, 6, 7], [4, 5, 6]], [[8, 9, 10, 11]], [[12, 13, 14, 15]]]
 

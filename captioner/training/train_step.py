@@ -17,14 +17,14 @@ from captioner.config import Config, PhaseConfig
 from captioner.data.vocabulary import END, START
 from captioner.errors import ConfigError, unknown_name
 from captioner.inference.beam_search import SearchOptions, sample
-from captioner.losses import caption_loss, reward_loss
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
 from captioner.models.layers import depthwise_conv as depthwise
 from captioner.models.layers.attention_gru import Tensor
-from captioner.optimisers import Updater
-from captioner.rewards import CaptionReward
 from captioner.system.hardware import cores
+from captioner.training.losses import caption_loss, reward_loss
+from captioner.training.optimizers import Updater
+from captioner.training.rewards import CaptionReward
 
 AT_ONCE = 4  # pictures that go through a frozen CNN together in a part: more are slower, and take more memory
 

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.batches import PictureSource, TrainingBatches
 from captioner.config import PhaseConfig
 from captioner.errors import CaptionerError, DataError
 from captioner.evaluation.evaluate import score_captions
 from captioner.inference.captioner import Captioner
-from captioner.latest import Latest
 from captioner.models.feature_extraction import Failure
-from captioner.rewards import CaptionReward
 from captioner.runs.run_folder import Run
-from captioner.signals import Interrupted, StopRequest
-from captioner.steps import Figures, Steps
 from captioner.system.console import bar, duration, say
+from captioner.training.checkpoints import Latest
+from captioner.training.input_pipeline import PictureSource, TrainingBatches
+from captioner.training.rewards import CaptionReward
+from captioner.training.signals import Interrupted, StopRequest
+from captioner.training.train_step import Figures, Steps
 
 
 class State(tf.Module):

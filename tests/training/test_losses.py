@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from captioner.config import DecoderConfig, PhaseConfig
 from captioner.errors import ConfigError
-from captioner.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.layers.mixed_precision import BIAS_ROWS
 from captioner.models.layers.packed_captions import Packed
+from captioner.training.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
 
 V = 9
 

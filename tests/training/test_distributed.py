@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioner.batches import CaptionTable, PictureSource, TrainingBatches
 from captioner.config import PhaseConfig
 from captioner.data.datasets import load_split
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.runs.run_folder import Run
-from captioner.teams import worker_of_all
+from captioner.training.input_pipeline import CaptionTable, PictureSource, TrainingBatches
+from captioner.training.teams import worker_of_all
 from tests.conftest import TINY_NETWORKS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 # Everything in which workers could differ: drawn captions and crops, dropout, averages, samples. Not Adam
 # where the CNN is trained: it takes a full step for a weight whose gradient is nothing but rounding.
 RECIPE = (
@@ -242,7 +242,7 @@ import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from captioner.config import load_config
-from captioner.replicas import train
+from captioner.training.distributed import train
 train(load_config({str(recipe)!r}), {str(scenes_folder)!r}, {str(tmp_path / "run")!r},
       devices=["CPU:0", "CPU:1"])
 """

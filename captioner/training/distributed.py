@@ -23,20 +23,20 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner import train as alone
 from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError, ConfigError
-from captioner.loop import Loop
 from captioner.models.feature_extraction import FeatureStore, extract, extract_part
-from captioner.norms import Making, RunningAverages
 from captioner.runs.run_folder import Run
-from captioner.signals import Interrupted, StopRequest
-from captioner.steps import Figures, Steps, use_cores_side_by_side
 from captioner.system.console import say
 from captioner.system.hardware import cores
 from captioner.system.shard_spec import Part
-from captioner.teams import Team, add_up, worker_of_all
+from captioner.training import train as alone
+from captioner.training.signals import Interrupted, StopRequest
+from captioner.training.sync_batch_norm import Making, RunningAverages
+from captioner.training.teams import Team, add_up, worker_of_all
+from captioner.training.train_loop import Loop
+from captioner.training.train_step import Figures, Steps, use_cores_side_by_side
 
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 

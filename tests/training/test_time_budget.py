@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.budget import within
 from captioner.cli import main
 from captioner.config import Config, PhaseConfig
+from captioner.training.time_budget import within
 
 RECIPE = Config(phases={"decoder": PhaseConfig(epochs=8), "finetune": PhaseConfig(epochs=6)})
 COSTS = {"decoder": 10.0, "finetune": 30.0}  # 260 seconds in all
