@@ -59,7 +59,7 @@ def _captions_of(
 ) -> Callable[[Iterable[Path]], Iterator[Any]]:
     """What captions: a model in this process, or an engine."""
     if arguments.engine:
-        from captioner.extras.ray_engine import RayCaptions
+        from captioner.apps.cluster.ray_driver import RayCaptions
 
         return RayCaptions(run, options, address=arguments.address, quiet=arguments.quiet)
     return lambda paths: load_captioner(run, options, quiet=arguments.quiet).captions_of(paths, **options)
@@ -67,7 +67,7 @@ def _captions_of(
 
 def _caption_into_files(arguments: Namespace) -> int:
     """`captioner caption --write`: sidecars, sheets, and a report."""
-    from captioner.folders import FolderPlan, caption_folders
+    from captioner.apps.sidecars.job import FolderPlan, caption_folders
 
     for name in ("json", "attention"):
         if getattr(arguments, name):

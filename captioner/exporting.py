@@ -38,8 +38,8 @@ def add_arguments(add: Any, whole: Callable[[int], Any]) -> None:
 def export(arguments: Namespace) -> int:
     """`captioner export`: a run in another form, once that is known to say the same."""
     load_tensorflow()
-    from captioner.extras.export import ExportPlan
-    from captioner.extras.export import export as export_run
+    from captioner.apps.export.export import ExportPlan
+    from captioner.apps.export.export import export as export_run
 
     plan = ExportPlan(
         format=arguments.format,

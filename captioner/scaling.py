@@ -55,7 +55,7 @@ def staging(arguments: Namespace) -> Iterator[None]:
     if not any(map(is_url, values)):
         yield
         return
-    from captioner.extras.remote import staged
+    from captioner.apps.cluster.object_store import staged
 
     with staged(arguments):
         yield
@@ -94,7 +94,7 @@ def features(arguments: Namespace) -> int:
     )
     place: dict[str, Any] = {"folder": arguments.cache, "quiet": arguments.quiet}
     if arguments.engine:
-        from captioner.extras.ray_engine import extract_on_ray
+        from captioner.apps.cluster.ray_driver import extract_on_ray
 
         store = extract_on_ray(records, encoder, config, address=arguments.address, **place)
     elif part.whole:

@@ -58,10 +58,10 @@ def add_arguments(add: Any, whole: Callable[[int], Any]) -> None:
 
 def serve(arguments: Namespace) -> int:
     """`captioner serve`: a page and an API until Ctrl-C."""
+    from captioner.apps.serving.server import Place
+    from captioner.apps.serving.server import serve as run_server
+    from captioner.apps.serving.service import ServeLimits
     from captioner.data.images import Limits
-    from captioner.extras.serve import Place
-    from captioner.extras.serve import serve as run_server
-    from captioner.extras.service import ServeLimits
     from captioner.inference.loading import find_run
 
     place = Place(

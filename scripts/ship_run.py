@@ -15,9 +15,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from captioner.apps.export.export import ExportPlan, export
 from captioner.data.datasets import load_split
 from captioner.errors import CaptionerError
-from captioner.extras.export import ExportPlan, export
 from captioner.inference.captioner import Captioner
 from captioner.inference.compiled_captioner import LightCaptioner
 from captioner.runs.run_folder import DATA, Run

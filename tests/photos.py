@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from captioner.apps.sidecars.job import FolderPlan, caption_folders
 from captioner.data.image_files import gather
 from captioner.data.images import read_image
 from captioner.errors import ImageError
-from captioner.folders import FolderPlan, caption_folders
 from captioner.inference.caption import Caption
 from captioner.usage import parse
 

@@ -16,7 +16,7 @@ import pytest
 from captioner import cli, usage, welcome
 from captioner.config import load_config, recipes
 from captioner.evaluation.metrics import METRICS
-from tests.test_folders import opinionated
+from tests.apps.sidecars.test_job import opinionated
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -16,18 +16,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.apps.sidecars.job import FolderPlan, caption_folders
+from captioner.apps.sidecars.journal import JOURNAL, Journal, held
+from captioner.apps.sidecars.summary import Outcomes
 from captioner.cli import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.data.image_files import gather
 from captioner.errors import ConfigError, RunError
-from captioner.folders import FolderPlan, caption_folders
 from captioner.inference.caption import Caption
-from captioner.journals import JOURNAL, Journal, held
 from captioner.models import extraction
 from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract, extract_part
-from captioner.outcomes import Outcomes
 from captioner.system.files import lock
 from captioner.system.shard_spec import Part
 

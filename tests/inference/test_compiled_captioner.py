@@ -16,10 +16,10 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from captioner.apps.export.export import ExportPlan, export
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, RunError
-from captioner.extras.export import ExportPlan, export
 from captioner.inference import beam_search as search
 from captioner.inference import numpy_beam_search as light_search
 from captioner.inference.caption import Caption

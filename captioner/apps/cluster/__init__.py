@@ -1,0 +1,1 @@
+"""Features by many workers: Ray, and caches in object stores."""

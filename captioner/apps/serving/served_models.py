@@ -1,0 +1,101 @@
+"""Run folders as models to serve: which folders are meant, what each is, its networks when first asked for.
+
+In: run folders, or folders of run folders. Out: `Served` models. Reads the run folders; loads TensorFlow
+only when a network is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from captioner.apps.serving.service import Served
+from captioner.errors import RunError
+from captioner.inference.caption import Caption, CaptionOptions
+from captioner.inference.loading import load_captioner
+from captioner.runs.run_folder import CONFIG, Run
+from captioner.system.console import say
+
+
+def open_runs(folders: Sequence[str | Path]) -> list[Served]:
+    """The models of run folders, and of all finished runs in a folder of runs; none is loaded yet.
+
+    Raises:
+        RunError: a folder holds no run, or one that is damaged or has no finished epoch.
+    """
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        if (folder / CONFIG).is_file():
+            found[folder.resolve()] = None
+        else:
+            found |= dict.fromkeys(_runs_in(folder))
+    names = _names(list(found))
+    return [_served(Run.open(folder), name) for folder, name in zip(found, names, strict=True)]
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    inside = [path.parent for path in sorted(folder.glob(f"*/{CONFIG}"))] if folder.is_dir() else []
+    finished = [path.resolve() for path in inside if (path / "best" / "best.json").is_file()]
+    for path in inside:
+        if path.resolve() not in finished:
+            say(f"{path}: left out, it has no finished epoch yet")
+    if not finished:
+        Run.open(folder)  # says what the folder is, if anything
+        raise RunError(f"{folder}: holds no finished run; `captioner train` makes them")
+    return finished
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """Folder names; with the parents' where two are the same."""
+    last = [folder.name for folder in folders]
+    names: list[str] = []
+    for folder in folders:
+        name = plain = folder.name if last.count(folder.name) == 1 else f"{folder.parent.name}-{folder.name}"
+        count = 1
+        while name in names:
+            count += 1
+            name = f"{plain}-{count}"
+        names.append(name)
+    return names
+
+
+class _Networks:
+    """The captioners of a run, loaded when first used: the compiled one where it is there and can do it."""
+
+    def __init__(self, run: Run) -> None:
+        self._folder = run.folder
+        self._captioners: dict[bool, Any] = {}  # for words found by search, for words drawn
+
+    def caption(self, pixels: np.ndarray, options: CaptionOptions) -> list[Caption]:
+        found: list[Caption] = self._loaded(options).caption(list(pixels), **vars(options))
+        return found
+
+    def _loaded(self, options: CaptionOptions) -> Any:
+        if options.drawn not in self._captioners:
+            from captioner.inference.compiled_captioner import LightCaptioner
+
+            heavy = [one for one in self._captioners.values() if not isinstance(one, LightCaptioner)]
+            self._captioners[options.drawn] = (
+                heavy[0] if heavy else load_captioner(self._folder, vars(options), quiet=True)
+            )
+        return self._captioners[options.drawn]
+
+
+def _served(run: Run, name: str) -> Served:
+    best = run.best
+    if best is None:
+        raise RunError(f"{run.folder}: no finished epoch yet; go on with `captioner train … --resume`")
+    encoder = run.encoder_info
+    height, width = encoder["size"]
+    scores = {score: round(best[score], 1) for score in ("bleu4", "cider", "rouge_l") if best.get(score)}
+    about = {
+        "encoder": encoder["name"],
+        "words": len(run.vocabulary),
+        "scores": scores,
+        "bytes": sum(path.stat().st_size for path in (run.folder / "best").iterdir()),
+        "modified": (run.folder / "best" / "best.json").stat().st_mtime,
+    }
+    return Served(name, (height, width), _Networks(run).caption, run.config.decode, about)

@@ -1,0 +1,269 @@
+"""One folder at work: what each of its pictures still needs, and how a caption gets into its places.
+
+In: names of pictures, captions. Out: the journal's line, then the sidecars. The line reaches the disk first,
+so each sidecar is at any moment either as it was before, or as the line says, or as somebody made it since:
+`Version` tells which, and so what is still to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from captioner.apps.sidecars.formats import Found, joined
+from captioner.apps.sidecars.journal import Journal, held
+from captioner.apps.sidecars.targets import Look, Target
+from captioner.data.images import read_image
+from captioner.errors import CaptionerError, ImageError
+from captioner.system.files import digest_bytes
+from captioner.system.shard_spec import Part
+
+NO_WORDS = "the model found no words for it"
+
+
+class Plan(Protocol):
+    """What a folder has to know of a `folders.FolderPlan`."""
+
+    @property
+    def job(self) -> str: ...
+    @property
+    def if_exists(self) -> str: ...
+    @property
+    def part(self) -> Part: ...
+
+
+@dataclass(frozen=True)
+class Version:
+    """What a caption depends on, and what may happen to one that is there."""
+
+    job: str  # stands for the model and its settings
+    stamp: str  # of the picture, see `Folder.stamp`
+    if_exists: str  # "skip", "overwrite" or "append"
+
+    def is_of(self, note: Mapping[str, Any]) -> bool:
+        """Whether a journal's entry, or its note on one sidecar, speaks of this model and this picture."""
+        return bool(note.get("job") == self.job and note.get("stamp") == self.stamp)
+
+    def verdict(self, look: Look, note: Mapping[str, Any]) -> str:
+        """What to do: "write"; "renew", write over one of ours; nothing, for "done" or to "keep" another's.
+
+        `note` holds the version a sidecar was written for, digests of its text before and after that, and
+        whether the text was all ours.
+        """
+        current = _mark(look.text) if look.there and look.text else None
+        if note and self.is_of(note):
+            arrived = current is not None and current != note["before"]
+            more = self.if_exists == "overwrite" and not note["ours"] and current == note["after"]
+            return "done" if arrived and not more else "write"
+        if look.text is None:
+            return "write"
+        # Ours to the letter, of an earlier version of the picture: nobody's work is lost.
+        if note and note["stamp"] != self.stamp and note["ours"] and current == note["after"]:
+            return "renew"
+        return "keep" if self.if_exists == "skip" else "write"
+
+    def text(self, verdict: str, look: Look, caption: str) -> str:
+        """What the sidecar is to say."""
+        adds = verdict == "write" and self.if_exists == "append" and look.text is not None
+        return joined(look.text or "", caption) if adds else caption
+
+
+class Result(NamedTuple):
+    """A picture, as it was when it was looked at, and what was found out about it."""
+
+    name: str
+    stamp: str
+    found: Found | str  # or why nothing was
+
+
+class _Writing(NamedTuple):
+    name: str  # of the picture
+    target: Target
+    look: Look
+    content: bytes
+    found: Found
+
+    def store(self) -> str | None:
+        """Writes; says what is wrong."""
+        try:
+            self.target.store(self.look, self.content, self.found)
+        except CaptionerError as error:
+            _stop_if_full(error)
+            return str(error)
+        return None
+
+
+class Folder:
+    """A folder of pictures, the place of their sidecars, and the journal there.
+
+    Args:
+        path: of the pictures.
+        place: of journal and sidecars.
+        targets: by kind.
+        plan: a `folders.FolderPlan`: its job and its way with captions that are there (see `Version`), and
+            which part of the pictures is ours.
+    """
+
+    def __init__(self, path: Path, place: Path, targets: Mapping[str, Target], plan: Plan) -> None:
+        self.path, self.place, self.targets = path, place, targets
+        self._job, self._if_exists, self._part = plan.job, plan.if_exists, plan.part
+        self._journal = Journal(place, plan.part)
+        self._lock = ExitStack()
+
+    def hold(self) -> None:
+        """Keeps the place of the sidecars for this process; see `journals.held`."""
+        self._lock.enter_context(held(self.place, self._part))
+
+    def unite(self) -> None:
+        """Makes one journal of those of several workers; only while held."""
+        self._journal.unite()
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there are journals of several workers to be united."""
+        return self._part.whole and self._journal.in_parts
+
+    def release(self) -> None:
+        """Ends `hold`."""
+        self._lock.close()
+
+    def stamp(self, name: str) -> str:
+        """Changes when the picture does: its size and time; empty: it is not there."""
+        try:
+            status = os.stat(self.path / name)
+        except (OSError, ValueError):
+            return ""
+        return f"{status.st_size}-{status.st_mtime_ns}"
+
+    def need(self, name: str) -> tuple[str, str]:
+        """What a picture needs.
+
+        Returns:
+            "caption", "known" (its caption is in the journal and has to be written), "done", "keep", or
+            "failed"; and in that case why.
+        """
+        entry = self._journal.entry(name)
+        version = self._version(self.stamp(name))
+        verdicts, problem = set(), ""
+        for kind, target in self.targets.items():
+            note = _note(entry, kind)
+            try:
+                look = target.look(name, note.get("name"))
+            except CaptionerError as error:
+                problem = problem or str(error)
+            else:
+                verdicts.add("write" if look.moves_from else version.verdict(look, note))
+        if verdicts & {"write", "renew"}:
+            problem = self._fails_still(name, entry) if version.is_of(entry) else ""
+            if problem:
+                return "failed", problem
+            return ("known" if version.is_of(entry) and "found" in entry else "caption"), ""
+        return ("failed", problem) if problem else ("keep" if "keep" in verdicts else "done", "")
+
+    def _fails_still(self, name: str, entry: Mapping[str, Any]) -> str:
+        """Why a picture that failed before would fail again; found out without a model."""
+        if "error" not in entry:
+            return ""
+        try:
+            read_image(self.path / name)
+        except ImageError as error:
+            return error.reason
+        return NO_WORDS if entry["error"] == NO_WORDS else ""
+
+    def known(self, name: str) -> Result:
+        """What the journal knows of a picture."""
+        entry = self._journal.entry(name)
+        return Result(name, entry["stamp"], entry["found"])
+
+    def settle(self, results: Sequence[Result], threads: ThreadPoolExecutor) -> Iterator[tuple[str, str]]:
+        """Writes what is to be written for these pictures, and gives those that failed, with why.
+
+        Raises:
+            CaptionerError: the disk is full.
+        """
+        lines: list[dict[str, Any]] = []
+        writings: list[_Writing] = []
+        failures: dict[str, str] = {}  # one a picture
+        for result in results:
+            line, problem = self._line(result, writings)
+            if line != self._journal.entry(result.name):
+                lines.append(line)
+            if problem:
+                failures[result.name] = problem
+        try:
+            self._journal.add(lines)
+        except CaptionerError as error:
+            _stop_if_full(error)
+            yield from ((result.name, str(error)) for result in results)
+            return
+        for writing, said in zip(writings, threads.map(_Writing.store, writings), strict=True):
+            if said:
+                failures.setdefault(writing.name, said)
+        yield from failures.items()
+
+    def _line(self, result: Result, writings: list[_Writing]) -> tuple[dict[str, Any], str]:
+        """The journal's line on a result, and what went wrong; adds to `writings` what the line promises."""
+        entry = self._journal.entry(result.name)
+        line = {"picture": result.name, "job": self._job, "stamp": result.stamp}
+        notes = dict(entry.get("sidecars", {}))
+        if isinstance(result.found, str):
+            return {**line, "error": result.found, "sidecars": notes}, result.found
+        problem = ""
+        for kind in self.targets:
+            try:
+                notes[kind] = self._promise(kind, result, _note(entry, kind), writings)
+            except CaptionerError as error:
+                problem = problem or str(error)
+        notes = {kind: note for kind, note in notes.items() if note}
+        return {**line, "found": dict(result.found), "sidecars": notes}, problem
+
+    def _promise(
+        self, kind: str, result: Result, note: dict[str, Any], writings: list[_Writing]
+    ) -> dict[str, Any]:
+        """The journal's note on one sidecar."""
+        assert not isinstance(result.found, str)
+        target, version = self.targets[kind], self._version(result.stamp)
+        look = target.look(result.name, note.get("name"))
+        if look.moves_from:
+            target.move(look)
+            look = look._replace(moves_from=None)
+            note = {**note, "name": look.name}
+        verdict = version.verdict(look, note)
+        if verdict not in ("write", "renew"):
+            return note
+        caption = result.found["caption"]
+        text = version.text(verdict, look, caption)
+        content, after = target.compose(look, text, result.found)
+        writings.append(_Writing(result.name, target, look, content, result.found))
+        return {
+            "name": look.name,
+            "job": self._job,
+            "stamp": result.stamp,
+            "before": None if look.text is None else _mark(look.text),
+            "after": _mark(after),
+            "ours": text == caption,
+        }
+
+    def _version(self, stamp: str) -> Version:
+        return Version(self._job, stamp, self._if_exists)
+
+
+def _note(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    note: dict[str, Any] = entry.get("sidecars", {}).get(kind, {})
+    return note
+
+
+def _mark(text: str) -> str:
+    return digest_bytes(text.encode("utf-8", "surrogatepass"))[:16]
+
+
+def _stop_if_full(error: CaptionerError) -> None:
+    cause = error.__cause__
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        raise error

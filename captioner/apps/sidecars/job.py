@@ -1,0 +1,258 @@
+"""Captions for whole folders: what is missing is captioned and written, once, whatever happens meanwhile.
+
+In: pictures, what to write, and something that captions. Out: sidecars and sheets; a journal in each folder
+of sidecars. Originals are only read.
+
+First all pictures are looked over: what is done, what only has to be written, what needs a caption. So the
+time left is known, and where nothing is missing, no model is loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from captioner.apps.sidecars.csv_table import Table
+from captioner.apps.sidecars.folder_state import NO_WORDS, Folder, Result
+from captioner.apps.sidecars.formats import WRITERS, Found, Sheet, Sidecar, sheets_of_parts
+from captioner.apps.sidecars.journal import held
+from captioner.apps.sidecars.summary import Outcomes
+from captioner.apps.sidecars.targets import NAMES, Neighbours, Rows, Sidecars, Target, writable
+from captioner.data.image_files import Pictures, is_picture_name
+from captioner.errors import ConfigError, unknown_name
+from captioner.system.console import bar
+from captioner.system.files import storing
+from captioner.system.shard_spec import WHOLE, Part
+
+IF_EXISTS = {  # what happens to a caption that is there and is not from this program
+    "skip": "it stays as it is",
+    "overwrite": "it is replaced",
+    "append": "it stays, the new one is added on a line below it",
+}
+CHUNK = 32  # pictures written at a time: a batch of the captioner, for one wait on the disk
+_WRITING_THREADS = 8  # which wait for the disk together
+
+CaptionsOf = Callable[[Iterable[Path]], Iterator[Any]]  # paths → a `Caption` each, in order, lazily
+
+_Missing = list[tuple[Path, list[str]]]  # folders, and in each the names of what needs a caption
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What to write, and where."""
+
+    write: tuple[str, ...] = ("txt",)  # rows of WRITERS
+    out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
+    if_exists: str = "skip"  # one of IF_EXISTS
+    names: str = "short"  # one of NAMES
+    part: Part = WHOLE  # which of the pictures are this worker's, where several share them
+    job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
+
+    def check(self) -> None:
+        """Raises ConfigError for a name that is not known, MissingExtra for a part that is not installed."""
+        for kind in self.write:
+            if kind not in WRITERS:
+                raise ConfigError(unknown_name("kind of file to write", kind, WRITERS))
+            row = WRITERS[kind]
+            if isinstance(row, Sidecar):
+                row.write(b"", "a test", {"caption": "a test"})
+        for what, value, known in (
+            ("--if-exists", self.if_exists, IF_EXISTS),
+            ("--names", self.names, NAMES),
+        ):
+            if value not in known:
+                raise ConfigError(unknown_name(f"value of {what}", value, known))
+
+
+def caption_folders(
+    pictures: Pictures, plan: FolderPlan, captions_of: CaptionsOf, *, quiet: bool = False
+) -> Outcomes:
+    """Captions the pictures that lack what is asked for, and writes it.
+
+    Args:
+        pictures: as `sources.gather` finds them.
+        plan: what to write.
+        captions_of: as `Captioner.captions_of`; called once, or not at all if no picture needs a caption.
+        quiet: no progress bar. Failures are said all the same.
+
+    Raises:
+        ConfigError: a plan that cannot be.
+        RunError: another process is at work in one of the folders.
+        CaptionerError: the disk is full, or the sheet cannot be written.
+
+    Example:
+        >>> from captioner import Captioner  # doctest: +SKIP
+        >>> from captioner.data.image_files import gather  # doctest: +SKIP
+        >>> model = Captioner.load("runs/flickr8k")  # doctest: +SKIP
+        >>> plan = FolderPlan(("txt", "xmp"), job="flickr8k")  # doctest: +SKIP
+        >>> caption_folders(gather(["photos"]), plan, model.captions_of).captioned  # doctest: +SKIP
+        2000
+    """
+    plan.check()
+    pictures = pictures.part(plan.part)
+    with ExitStack() as stack:
+        job = _Job(pictures, plan, stack)
+        for path, reason in pictures.problems:
+            job.outcomes.fail(path, reason)
+        try:
+            missing = job.survey(quiet)
+            if missing:
+                job.caption(missing, captions_of, quiet)
+        finally:
+            job.save_sheets()
+    return job.outcomes
+
+
+class _Job:
+    def __init__(self, pictures: Pictures, plan: FolderPlan, stack: ExitStack) -> None:
+        self.plan, self.pictures, self.outcomes = plan, pictures, Outcomes()
+        self._threads = stack.enter_context(ThreadPoolExecutor(_WRITING_THREADS))
+        self._stack = stack  # of what is held to the end
+        self._sheets: dict[str, Table] = {}
+        self._held: set[str] = set()
+        for kind in plan.write:
+            row = WRITERS[kind]
+            if isinstance(row, Sheet):
+                place = self._place_of(pictures.base)
+                if str(place) not in self._held:
+                    stack.enter_context(held(place, plan.part))
+                    self._held.add(os.path.abspath(place))
+                self._sheets[kind] = row.open(place / row.name_of(plan.part))
+
+    def survey(self, quiet: bool) -> _Missing:
+        """Looks every picture over, writes what the journals know, and gives what needs a caption."""
+        missing: _Missing = []
+        with bar(len(self.pictures), "pictures", "looking", quiet) as progress:
+            for path, names in self.pictures.folders.items():
+                folder = self._folder(path, names)
+                if folder.in_parts and writable(folder.place):
+                    self._hold(folder)
+                    folder.unite()
+                    folder.release()
+                needs = self._needs(folder, names)
+                if (needs["known"] or needs["caption"]) and not writable(folder.place):
+                    reason = f"{folder.place} cannot be written; name another folder with --out"
+                    for name in (*needs["known"], *needs["caption"]):
+                        self.outcomes.fail(path / name, reason)
+                    continue
+                if needs["known"]:
+                    self._restore(folder, needs["known"])
+                if needs["caption"]:
+                    missing.append((path, needs["caption"]))
+                progress.update(len(names))
+        return missing
+
+    def caption(self, missing: _Missing, captions_of: CaptionsOf, quiet: bool) -> None:
+        """Captions pictures and writes what is found; at any time a few batches are under way."""
+        under_way: deque[_UnderWay] = deque()
+
+        def paths() -> Iterator[Path]:
+            for path, names in missing:
+                folder = self._folder(path, names)
+                self._hold(folder)
+                for name in names:
+                    under_way.append(_UnderWay(folder, name, folder.stamp(name), name == names[-1]))
+                    yield path / name
+
+        found = captions_of(paths())  # may load a model first, which should not count
+        began = time.monotonic()
+        with bar(sum(len(names) for _, names in missing), "pictures", "captions", quiet) as progress:
+            while captions := list(islice(found, CHUNK)):
+                works = [(under_way.popleft(), _found(caption)) for caption in captions]
+                for folder, group in groupby(works, key=lambda work: work[0].folder):
+                    mine = list(group)
+                    results = [Result(work.name, work.stamp, found) for work, found in mine]
+                    self.outcomes.captioned += self._settle(folder, results)
+                    self.outcomes.note_captions(result.found for result in results)
+                    if mine[-1][0].last:
+                        folder.release()
+                progress.update(len(captions), failed=self.outcomes.failed)
+        self.outcomes.seconds = time.monotonic() - began
+
+    def save_sheets(self) -> None:
+        """Writes the sheets, as far as they have come."""
+        for table in self._sheets.values():
+            table.save()
+            if self.plan.part.whole:  # what workers wrote is in the journals, and so in this one
+                for path in sheets_of_parts(table.path):
+                    with storing(path):
+                        path.unlink(missing_ok=True)
+
+    def _needs(self, folder: Folder, names: Sequence[str]) -> dict[str, list[str]]:
+        """Names by what they need; counts those that need nothing."""
+        needs: dict[str, list[str]] = {"known": [], "caption": []}
+        for name in names:
+            need, problem = folder.need(name)
+            if need == "failed":
+                self.outcomes.fail(folder.path / name, problem)
+            elif need == "done":
+                self.outcomes.done += 1
+            elif need == "keep":
+                self.outcomes.kept += 1
+            else:
+                needs[need].append(name)
+        return needs
+
+    def _restore(self, folder: Folder, names: Sequence[str]) -> None:
+        self._hold(folder)
+        for start in range(0, len(names), CHUNK):
+            results = [folder.known(name) for name in names[start : start + CHUNK]]
+            self.outcomes.restored += self._settle(folder, results)
+        folder.release()
+
+    def _settle(self, folder: Folder, results: Sequence[Result]) -> int:
+        """Writes; counts what failed; gives the number of the others."""
+        failures = dict(folder.settle(results, self._threads))
+        for name, reason in failures.items():
+            self.outcomes.fail(folder.path / name, reason)
+        return len(results) - len(failures)
+
+    def _folder(self, path: Path, names: Sequence[str]) -> Folder:
+        place = self._place_of(path)
+        listed = os.listdir(path) if path.is_dir() else []
+        # All that are there, asked for or not: a name is given once.
+        neighbours = Neighbours({*names, *filter(is_picture_name, listed)})
+        targets: dict[str, Target] = {}
+        for kind in self.plan.write:
+            row = WRITERS[kind]
+            if isinstance(row, Sheet):
+                prefix = Path(os.path.relpath(os.path.abspath(path), self.pictures.base))
+                targets[kind] = Rows(self._sheets[kind], prefix)
+            else:
+                targets[kind] = Sidecars(row, path, neighbours, place=place, naming=self.plan.names)
+        return Folder(path, place, targets, self.plan)
+
+    def _place_of(self, folder: Path) -> Path:
+        """Where the sidecars of a folder's pictures go."""
+        if self.plan.out is None:
+            return folder
+        return self.plan.out / os.path.relpath(os.path.abspath(folder), self.pictures.base)
+
+    def _hold(self, folder: Folder) -> None:
+        if os.path.abspath(folder.place) not in self._held:
+            self._stack.callback(folder.release)
+            folder.hold()
+
+
+class _UnderWay(NamedTuple):
+    folder: Folder
+    name: str
+    stamp: str  # from before the picture is read: if it changes meanwhile, the next run sees that
+    last: bool  # of its folder
+
+
+def _found(caption: Any) -> Found | str:
+    """What is written of a caption, or why there is nothing to write."""
+    if caption.error is not None:
+        return str(caption.error)
+    if not caption.text.strip():
+        return NO_WORDS
+    return {key: value for key, value in caption.to_dict().items() if key != "path"}

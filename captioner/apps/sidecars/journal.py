@@ -1,0 +1,170 @@
+"""What was done in a folder: `.captioner.jsonl`, a line a picture, on the disk before the sidecars are.
+
+In: entries. Out: the last entry of a picture. An entry says what was seen in which version of the picture,
+and what its sidecars are to say; whether they do is seen in them. So whoever comes after a crash, however
+hard, needs no other evidence, and no picture is captioned twice.
+
+Workers that each do a part of a folder write journals of their own, `.captioner-2-of-8.jsonl`, and read all;
+whoever works on the whole folder next adds them to the one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from captioner.apps.sidecars.formats import json_bytes
+from captioner.errors import CaptionerError, RunError
+from captioner.system.files import append_line, storing
+from captioner.system.shard_spec import WHOLE, Part
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL = ".captioner.jsonl"
+_PART = re.compile(r"\.captioner-\d+-of-\d+\.jsonl")
+_LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]{8}(\.[a-z]+)?")  # as `files.replacing` names them
+
+
+class Journal:
+    """The entries of one folder; in memory are only the places where they stand in the files.
+
+    Args:
+        folder: of the journal.
+        part: which of several workers writes.
+
+    Example:
+        >>> import tempfile
+        >>> journal = Journal(Path(tempfile.mkdtemp()))
+        >>> journal.add([{"picture": "a.jpg", "caption": "ein Hund"}])
+        >>> journal.entry("a.jpg")["caption"], journal.entry("b.jpg")
+        ('ein Hund', {})
+    """
+
+    def __init__(self, folder: Path, part: Part = WHOLE) -> None:
+        self.path = _journal(folder, part)
+        self._places: dict[str, tuple[Path, int]] = {}  # picture → where its last line begins
+        self._read = 0
+        self._others = [path for path in _parts_in(folder) if path != self.path]
+        for path in (folder / JOURNAL, *self._others):
+            if path != self.path:
+                self._look_on(path, 0)
+        self._read = self._look_on(self.path, 0)
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether there are journals of other workers."""
+        return bool(self._others)
+
+    def entry(self, picture: str) -> dict[str, Any]:
+        """What was last noted of a picture; empty: nothing."""
+        if picture not in self._places:
+            return {}
+        path, place = self._places[picture]
+        with open(path, "rb") as file:
+            file.seek(place)
+            found: dict[str, Any] = json.loads(file.readline())
+        return found
+
+    def add(self, entries: Sequence[dict[str, Any]]) -> None:
+        """Adds entries, each with a key `picture`, and waits until they are on the disk.
+
+        Raises:
+            CaptionerError: the disk is full, the folder cannot be written, …
+        """
+        if entries:
+            append_line(self.path, "\n".join(json_bytes(entry).decode("utf-8") for entry in entries))
+            self._read = self._look_on(self.path, self._read)
+
+    def unite(self) -> None:
+        """Adds the journals of other workers to this one and removes them; only under `held`."""
+        for path in self._others:
+            lines = [line for line in path.read_bytes().splitlines() if _is_entry(line)]
+            if lines:
+                append_line(self.path, b"\n".join(lines).decode("utf-8"))
+            with storing(path):
+                path.unlink(missing_ok=True)
+        self._others = []
+        self._read = self._look_on(self.path, self._read)
+
+    def _look_on(self, path: Path, start: int) -> int:
+        """Takes note of the entries of a file from a place on; gives the place after the last."""
+        try:
+            with open(path, "rb") as file:
+                file.seek(start)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break  # torn by a crash; ended when the next one is added
+                    with suppress(ValueError, TypeError, KeyError):
+                        self._places[json.loads(line)["picture"]] = (path, start)
+                    start += len(line)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            raise CaptionerError(f"{path}: the journal cannot be read ({error.strerror})") from error
+        return start
+
+
+@contextmanager
+def held(folder: Path, part: Part = WHOLE) -> Iterator[None]:
+    """Keeps a folder, or a part of it, for this process.
+
+    Who holds the whole folder clears away what a killed process left half-written in it.
+
+    Raises:
+        RunError: another process holds the folder, or this part of it.
+        CaptionerError: it cannot be made.
+    """
+    with storing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        _take(stack, folder, os.O_RDONLY, shared=not part.whole)
+        if part.whole:
+            for name in os.listdir(folder):
+                if _LEFTOVER.fullmatch(name):
+                    with suppress(OSError):
+                        os.unlink(folder / name)
+        else:
+            _take(stack, _journal(folder, part), os.O_RDWR | os.O_CREAT)
+        yield
+
+
+def _journal(folder: Path, part: Part) -> Path:
+    return folder / (JOURNAL if part.whole else f".captioner-{part.name}.jsonl")
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    """The journals of parts in a folder, latest last: what they say counts in that order."""
+    found = []
+    with suppress(OSError), os.scandir(folder) as listed:
+        found = [Path(entry.path) for entry in listed if _PART.fullmatch(entry.name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+
+def _is_entry(line: bytes) -> bool:
+    with suppress(ValueError):
+        return isinstance(json.loads(line), dict)
+    return False
+
+
+def _take(stack: ExitStack, path: Path, flags: int, *, shared: bool = False) -> None:
+    # The folder itself is locked: no file has to be left in it for that.
+    try:
+        descriptor = os.open(path, flags, 0o666)
+    except OSError:  # folders cannot be opened everywhere
+        return
+    stack.callback(os.close, descriptor)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise RunError(f"{path}: another captioner is at work here; wait for it, or stop it") from error
+    except OSError:
+        return  # a file system without locks: unguarded is better than not at all
