@@ -10,10 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a checkout, installed or not
 
+from captioner.cli.text import epoch_name, scores_line  # noqa: E402
 from captioner.config import load_config  # noqa: E402
 from captioner.errors import CaptionerError  # noqa: E402
 from captioner.inference.loading import load_tensorflow  # noqa: E402
-from captioner.reports import epoch_name, scores_line  # noqa: E402
 
 
 def main() -> int:

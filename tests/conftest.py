@@ -115,7 +115,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, scenes_folder: Path) -> Path:
     """The finished run of that recipe on the drawn data set; do not write into it."""
-    from captioner.cli import main
+    from captioner.cli.main import main
 
     folder = tmp_path_factory.mktemp("tiny") / "run"
     assert main(["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", str(folder)]) == 0

@@ -31,7 +31,7 @@ START_SECONDS = 600  # on a machine that has other things to do
 
 def train_runs(folder: Path, names: Sequence[str]) -> Path:
     """A folder with a small run of each name, in its language, trained for seconds."""
-    from captioner.cli import main
+    from captioner.cli.main import main
 
     for name in names:
         data = folder / f"{name}-data"

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from captioner.apps.sidecars.job import FolderPlan, caption_folders
+from captioner.cli.commands import parse
 from captioner.data.image_files import gather
 from captioner.data.images import read_image
 from captioner.errors import ImageError
 from captioner.inference.caption import Caption
-from captioner.usage import parse
 
 COLOURS = {
     (200, 30, 40): "빨간색 그림",

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from captioner import cli, usage, welcome
+from captioner.cli import commands as usage
+from captioner.cli import main as cli
+from captioner.cli import welcome
 from captioner.config import load_config, recipes
 from captioner.evaluation.metrics import METRICS
 from tests.apps.sidecars.test_job import opinionated

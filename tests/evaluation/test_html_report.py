@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import CaptionedImage, load_split
 from captioner.data.vocabulary import Vocabulary

@@ -343,7 +343,7 @@ def test_one_caption_loads_nothing_that_it_does_not_need(
     arguments = ["caption", str(tmp_path / "a.png"), "--run", str(run), "--json"]
     code = (
         "import sys\n"
-        "from captioner.cli import main\n"
+        "from captioner.cli.main import main\n"
         f"code = main({arguments!r})\n"
         "heavy = {'tensorflow', 'keras', 'matplotlib', 'nltk', 'tqdm', 'h5py', 'scipy'} & set(sys.modules)\n"
         "sys.exit(f'loaded: {sorted(heavy)}' if heavy else code)\n"

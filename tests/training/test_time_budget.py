@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.config import Config, PhaseConfig
 from captioner.training.time_budget import within
 

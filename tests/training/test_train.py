@@ -21,7 +21,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.config import load_config
 from captioner.inference.captioner import Captioner
 from captioner.runs.run_folder import Run
@@ -428,7 +428,7 @@ def test_training_may_be_called_from_a_thread(recipe, scenes_folder, tmp_path):
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
-    code = "import sys; from captioner.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from captioner.cli.main import main; sys.exit(main(sys.argv[1:]))"
     quiet = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],

@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from captioner.apps.sidecars.journal import Journal
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.errors import ConfigError, MissingExtra

@@ -16,7 +16,7 @@ from captioner.apps.export import export as room
 from captioner.apps.export.export import ExportPlan, export
 from captioner.apps.export.parity_check import Answer, Way
 from captioner.apps.export.savedmodel import _joiner
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.data.images import read_image
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CaptionerError, ConfigError, RunError

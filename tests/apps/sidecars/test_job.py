@@ -25,7 +25,7 @@ from captioner.apps.sidecars.job import FolderPlan, caption_folders
 from captioner.apps.sidecars.journal import JOURNAL, Journal, held
 from captioner.apps.sidecars.summary import Outcomes
 from captioner.apps.sidecars.targets import writable
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.config import load_config
 from captioner.data.image_files import Pictures, gather, named_paths
 from captioner.data.synthetic import scenes

@@ -11,11 +11,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from captioner import completion
+from captioner.cli import completion
+from captioner.cli.commands import build_parser, parse
+from captioner.cli.features import staging
 from captioner.errors import CaptionerError
-from captioner.scaling import staging
 from captioner.system.voice import detail, speak, styled, verbose
-from captioner.usage import build_parser, parse
 
 NO_MEMORY = (
     "not enough memory; fewer pictures at a time (--batch-size, phases.NAME.pictures_per_batch), a smaller "
@@ -59,7 +59,7 @@ def _run(arguments: list[str]) -> int:
     if completion.wanted():
         completion.answer(build_parser())
     if not arguments:
-        from captioner.welcome import greeting
+        from captioner.cli.welcome import greeting
 
         print(greeting(sys.stdout))
         return 0
@@ -69,7 +69,7 @@ def _run(arguments: list[str]) -> int:
         return int(end.code or 0)
     # NumPy's products are small and run beside threads that fill the cores: its own would get in the way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from captioner import commands  # brings Pillow and NumPy: not for `--help`
+    from captioner.cli import train as commands  # brings Pillow and NumPy: not for `--help`
 
     speak(quiet=parsed.quiet, verbose=parsed.verbose)
     with staging(parsed):

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from captioner import checkup
-from captioner.cli import main
-from captioner.completion import SHELLS
+from captioner.cli import checkup
+from captioner.cli.commands import COMMANDS, parse
+from captioner.cli.completion import SHELLS
+from captioner.cli.main import main
 from captioner.inference.loading import new_run, newest_runs
 from captioner.system import console as progress
 from captioner.system import voice
-from captioner.usage import COMMANDS, parse
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Terminal(io.StringIO):
@@ -149,7 +149,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> str:
     script = folder / "captioner"
     script.write_text(
         f"#!{sys.executable}\nimport sys\nsys.path.insert(0, {str(ROOT)!r})\n"
-        "from captioner.cli import main\nsys.exit(main())\n"
+        "from captioner.cli.main import main\nsys.exit(main())\n"
     )
     script.chmod(0o755)
     return str(folder)

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from captioner import commands
-from captioner.cli import main
-from captioner.usage import COMMANDS, parse
+from captioner.cli import train as commands
+from captioner.cli.commands import COMMANDS, parse
+from captioner.cli.main import main
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NEW = {**os.environ, "PYTHONPATH": str(ROOT)}  # a process of its own, wherever it is started
 
 
@@ -71,7 +71,7 @@ def test_every_command_has_its_function() -> None:
 def test_help_and_wrong_use_load_nothing_slow() -> None:
     code = (
         "import sys\n"
-        "from captioner.cli import main\n"
+        "from captioner.cli.main import main\n"
         f"for command in {list(COMMANDS)!r}:\n"
         "    assert main([command, '--help']) == 0\n"
         "assert main([]) == main(['--help']) == main(['--version']) == 0\n"

@@ -19,7 +19,7 @@ from PIL import Image
 from captioner.apps.sidecars.job import FolderPlan, caption_folders
 from captioner.apps.sidecars.journal import JOURNAL, Journal, held
 from captioner.apps.sidecars.summary import Outcomes
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.data.image_files import gather
@@ -31,7 +31,7 @@ from captioner.models.feature_extraction import FeatureStore, extract, extract_p
 from captioner.system.files import lock
 from captioner.system.shard_spec import Part
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("total", [1, 2, 3, 7, 50])

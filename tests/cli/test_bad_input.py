@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from captioner.cli import main
+from captioner.cli.main import main
 from captioner.data.vocabulary import Vocabulary
 from captioner.runs.run_folder import Run
 from captioner.system import files

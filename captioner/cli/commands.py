@@ -11,9 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from captioner import completion, doctor, exporting, scaling, serving
+from captioner.cli import completion, doctor
+from captioner.cli import export as exporting
+from captioner.cli import features as scaling
+from captioner.cli import serve as serving
+from captioner.cli.arguments import Parser, number, whole
 from captioner.errors import ConfigError, unknown_name
-from captioner.parsing import Parser, number, whole
 from captioner.version import __version__
 
 

@@ -13,15 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.completion import completion as completion
-from captioner.describe import caption as caption
-from captioner.doctor import doctor as doctor
+from captioner.cli.caption import caption as caption
+from captioner.cli.completion import completion as completion
+from captioner.cli.doctor import doctor as doctor
+from captioner.cli.export import export as export
+from captioner.cli.features import features as features
+from captioner.cli.serve import serve as serve
+from captioner.cli.text import epoch_name, info_lines, score_lines, scores_line
 from captioner.errors import ConfigError
-from captioner.exporting import export as export
 from captioner.inference.loading import load_tensorflow, new_run, newest_runs
-from captioner.reports import epoch_name, info_lines, score_lines, scores_line
-from captioner.scaling import features as features
-from captioner.serving import serve as serve
 from captioner.system.files import json_text
 
 

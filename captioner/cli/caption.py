@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from captioner.cli.features import part_of
+from captioner.cli.text import caption_lines
 from captioner.data.image_files import gather, named_paths, no_picture_in
 from captioner.data.images import find_images
 from captioner.errors import CaptionerError, ConfigError, RunError
 from captioner.inference.loading import find_run, load_captioner
-from captioner.reports import caption_lines
-from captioner.scaling import part_of
 from captioner.system.console import bar
 from captioner.system.files import digest_bytes, digest_file, json_text
 

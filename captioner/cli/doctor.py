@@ -24,7 +24,7 @@ def add_arguments(add: Any) -> None:
 
 def doctor(arguments: Namespace) -> int:
     """`captioner doctor`: the findings, the worst of them as exit code."""
-    from captioner.checkup import examine
+    from captioner.cli.checkup import examine
     from captioner.system.files import json_text
 
     findings = []
