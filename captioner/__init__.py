@@ -1,7 +1,7 @@
-"""Pictures in, sentences out: `Captioner` writes captions, `load_config` reads how a network is trained.
+"""Captions for pictures: a CNN encodes the picture, an attention GRU writes the sentence.
 
-Importing this package loads no TensorFlow; the names below fetch their modules when first asked for.
-Training is `from captioner.training.train import train`.
+The names below are the public ones. Importing this package loads no TensorFlow: each name fetches its module
+when it is first asked for. All other modules may move between versions.
 """
 
 from __future__ import annotations
@@ -14,21 +14,54 @@ from captioner.version import __version__
 
 if TYPE_CHECKING:
     from captioner.config import load_config as load_config
+    from captioner.data.datasets import load_split as load_split
+    from captioner.data.vocabulary import join_words as join_words
+    from captioner.data.vocabulary import words_of as words_of
+    from captioner.evaluation.evaluate import evaluate as evaluate
+    from captioner.evaluation.metrics import METRICS as METRICS
+    from captioner.evaluation.metrics import score as score
+    from captioner.inference.caption import Caption as Caption
     from captioner.inference.captioner import Captioner as Captioner
+    from captioner.models.backbones import EncoderSpec as EncoderSpec
+    from captioner.training.train import train as train
 
-__all__ = ["Captioner", "__version__", "load_config"]
+_MODULE_OF = {
+    "Caption": "captioner.inference.caption",
+    "Captioner": "captioner.inference.captioner",
+    "EncoderSpec": "captioner.models.backbones",
+    "METRICS": "captioner.evaluation.metrics",
+    "evaluate": "captioner.evaluation.evaluate",
+    "join_words": "captioner.data.vocabulary",
+    "load_config": "captioner.config",
+    "load_split": "captioner.data.datasets",
+    "score": "captioner.evaluation.metrics",
+    "train": "captioner.training.train",
+    "words_of": "captioner.data.vocabulary",
+}
+__all__ = [
+    "METRICS",
+    "Caption",
+    "Captioner",
+    "EncoderSpec",
+    "__version__",
+    "evaluate",
+    "join_words",
+    "load_config",
+    "load_split",
+    "score",
+    "train",
+    "words_of",
+]
 
 # Keras reads its backend once, when first imported, and ~/.keras/keras.json may name another one.
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 
-_HOMES = {"Captioner": "captioner.inference.captioner", "load_config": "captioner.config"}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULE_OF])

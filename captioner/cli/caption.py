@@ -16,7 +16,8 @@ from captioner.cli.text import caption_lines
 from captioner.data.image_files import gather, named_paths, no_picture_in
 from captioner.data.images import find_images
 from captioner.errors import CaptionerError, ConfigError, RunError
-from captioner.inference.loading import find_run, load_captioner
+from captioner.inference.loading import load_captioner
+from captioner.runs.locate import find_run
 from captioner.system.console import bar
 from captioner.system.files import digest_bytes, digest_file, json_text
 

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import captioner
 from captioner.errors import CaptionerError, RunError
 from captioner.inference.compiled_captioner import LightCaptioner, NotCompiled
-from captioner.inference.loading import find_run, load_tensorflow
+from captioner.inference.loading import load_tensorflow
+from captioner.runs.locate import find_run
 from captioner.system.hardware import cores, memory_gib, precision, processor_name
 from captioner.version import __version__
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from captioner.errors import ConfigError, unknown_name
 from captioner.inference.loading import load_tensorflow
+from captioner.system.files import is_url
 from captioner.system.shard_spec import WHOLE, Part
 
 ENGINES = ("ray",)
@@ -36,15 +37,6 @@ def add_arguments(add: Any) -> None:
     add("--shard", metavar="I/N", help="do the I-th of N parts; N such commands together do it all")
     add("--engine", metavar="E", help="what spreads the work over machines: ray")
     add("--address", metavar="A", help="with --engine: of the cluster (ray://…, auto; else one made here)")
-
-
-def is_url(text: Any) -> bool:
-    """Whether an argument names a place in an object store.
-
-    >>> is_url("s3://bucket/photos"), is_url("photos"), is_url("http://example.org")
-    (True, False, False)
-    """
-    return isinstance(text, str) and "://" in text and not text.startswith(("ray://", "http://", "https://"))
 
 
 @contextmanager

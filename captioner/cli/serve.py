@@ -62,7 +62,7 @@ def serve(arguments: Namespace) -> int:
     from captioner.apps.serving.server import serve as run_server
     from captioner.apps.serving.service import ServeLimits
     from captioner.data.images import Limits
-    from captioner.inference.loading import find_run
+    from captioner.runs.locate import find_run
 
     place = Place(
         host=arguments.host,

@@ -21,7 +21,8 @@ from captioner.cli.features import features as features
 from captioner.cli.serve import serve as serve
 from captioner.cli.text import epoch_name, info_lines, score_lines, scores_line
 from captioner.errors import ConfigError
-from captioner.inference.loading import load_tensorflow, new_run, newest_runs
+from captioner.inference.loading import load_tensorflow
+from captioner.runs.locate import new_run, newest_runs
 from captioner.system.files import json_text
 
 

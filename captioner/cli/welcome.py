@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TextIO
 
-from captioner.inference.loading import newest_runs
+from captioner.runs.locate import newest_runs
 from captioner.system.voice import styled
 
 GREETING = """\

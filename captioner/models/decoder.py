@@ -26,7 +26,7 @@ from captioner.errors import RunError
 from captioner.models.layers.attention_gru import Recurrence, Tensor, Weights
 from captioner.models.layers.mixed_precision import Kernels, affine, with_ones
 from captioner.models.layers.packed_captions import Beside, Layout, Packed
-from captioner.training.optimizers import load_regularizer
+from captioner.models.regularizers import load_regularizer
 
 
 class Memory(NamedTuple):

@@ -259,3 +259,12 @@ def _plain(obj: Any) -> Any:
     if hasattr(obj, "tolist"):  # NumPy arrays and scalars, without importing NumPy
         return _plain(obj.tolist())
     return obj
+
+
+def is_url(text: Any) -> bool:
+    """Whether an argument names a place in an object store.
+
+    >>> is_url("s3://bucket/photos"), is_url("photos"), is_url("http://example.org")
+    (True, False, False)
+    """
+    return isinstance(text, str) and "://" in text and not text.startswith(("ray://", "http://", "https://"))

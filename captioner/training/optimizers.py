@@ -1,4 +1,4 @@
-"""How weights follow gradients: optimisers, schedules, clipping, averaging, regularisers by name.
+"""How weights follow gradients: optimisers, schedules, clipping, averaging.
 
 A phase's settings go in, an `Updater` comes out that applies one step to the decoder and, if trained, the
 encoder.
@@ -57,14 +57,6 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adafactor": lambda rate, decay: keras.optimizers.Adafactor(rate),
 }
 
-REGULARIZERS: dict[str, Callable[[float], Any]] = {
-    "l1": keras.regularizers.L1,
-    "l2": keras.regularizers.L2,
-    "l1_l2": lambda strength: keras.regularizers.L1L2(strength, strength),
-    "orthogonal": keras.regularizers.OrthogonalRegularizer,
-}
-
-
 def load_optimizer(phase: PhaseConfig, rate: Any) -> Any:
     """The phase's Keras optimiser; one's own as `"package.module:name"`, called with the learning rate.
 
@@ -83,15 +75,6 @@ def load_optimizer(phase: PhaseConfig, rate: Any) -> Any:
             unknown_name("optimizer", phase.optimizer, OPTIMIZERS) + '; or "package.module:name"'
         )
     return OPTIMIZERS[phase.optimizer](rate, phase.weight_decay)
-
-
-def load_regularizer(name: str, strength: float) -> Any:
-    """A Keras regulariser; one's own as `"package.module:name"`, called with the strength."""
-    if ":" in name:
-        return load_object(name, "regularizer")(strength)
-    if name not in REGULARIZERS:
-        raise ConfigError(unknown_name("regularizer", name, REGULARIZERS) + '; or "package.module:name"')
-    return REGULARIZERS[name](strength)
 
 
 class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):

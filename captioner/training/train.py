@@ -29,6 +29,7 @@ from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract
+from captioner.models.regularizers import load_regularizer
 from captioner.runs.run_folder import DATA, Run
 from captioner.system.console import duration, recording, say
 from captioner.system.files import atomic_write, json_text
@@ -36,7 +37,7 @@ from captioner.system.hardware import precision
 from captioner.training.checkpoints import Latest
 from captioner.training.input_pipeline import CaptionTable, PictureSource, TrainingBatches, suited
 from captioner.training.losses import OBJECTIVES, load_loss
-from captioner.training.optimizers import Updater, load_optimizer, load_regularizer
+from captioner.training.optimizers import Updater, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
 from captioner.training.time_budget import within

@@ -1,5 +1,5 @@
 """Records, histories and attention become figures: matplotlib, SVG, HTML for notebooks.
 
 In: records, the history of a run, captions with attention. Out: PNG files, SVG and HTML text. Imports
-`data` and `system`; matplotlib only when a figure is drawn; loads no TensorFlow.
+`data` and `system`; `plots` and `fonts` load matplotlib, none TensorFlow.
 """

@@ -16,7 +16,7 @@ from captioner.cli import checkup
 from captioner.cli.commands import COMMANDS, parse
 from captioner.cli.completion import SHELLS
 from captioner.cli.main import main
-from captioner.inference.loading import new_run, newest_runs
+from captioner.runs.locate import new_run, newest_runs
 from captioner.system import console as progress
 from captioner.system import voice
 

@@ -108,9 +108,9 @@ def test_wrong_use_is_named(typed: str, said: str, capsys: pytest.CaptureFixture
 def test_without_any_model_it_says_how_to_come_by_one(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, photos: Path
 ) -> None:
-    from captioner.inference import loading as startup
+    from captioner.runs import locate
 
-    monkeypatch.setattr(startup, "SHIPPED", ())
+    monkeypatch.setattr(locate, "SHIPPED", ())
     monkeypatch.delenv("CAPTIONER_RUN", raising=False)
     code, _, err = run("caption", photos / "a.png", capsys=capsys)
     assert code == 2

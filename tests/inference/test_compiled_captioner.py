@@ -360,7 +360,7 @@ def test_the_model_that_comes_along_says_the_same(flickr8k: Path) -> None:
     """On dev: 99 captions of 100 word for word."""
     from captioner.data.datasets import load_split
     from captioner.errors import CaptionerError
-    from captioner.inference.loading import find_run
+    from captioner.runs.locate import find_run
 
     try:
         folder = find_run(None)

@@ -109,7 +109,7 @@ def test_a_reward_pushes_words_up_and_a_penalty_down():
 
 
 def test_a_loss_of_ones_own():
-    phase = PhaseConfig(objective="tests.test_losses:half_of")
+    phase = PhaseConfig(objective="tests.training.test_losses:half_of")
     own = caption_loss(packed(), phase).objective
     assert float(own) == pytest.approx(
         0.5 * float(caption_loss(packed(), PhaseConfig(label_smoothing=0.0)).objective)

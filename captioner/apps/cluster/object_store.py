@@ -20,12 +20,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.features import is_url
 from captioner.data.feature_cache import cache_base
 from captioner.data.image_files import gather, is_picture_name
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
 from captioner.system.console import bar, say
-from captioner.system.files import LOCK_FILE, TEMPORARY_PREFIX, read_json, write_json
+from captioner.system.files import LOCK_FILE, TEMPORARY_PREFIX, is_url, read_json, write_json
 from captioner.system.shard_spec import Part
 
 LEDGER = ".remote.json"

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.cli.features import is_url
 from captioner.cli.main import main
 from captioner.errors import CaptionerError, MissingExtra
+from captioner.system.files import is_url
 
 pytest.importorskip("fsspec", reason="the extra captioner[remote] is not installed")
 
