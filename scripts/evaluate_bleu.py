@@ -26,10 +26,10 @@ def main() -> int:
     parser.add_argument("--out", help="keep predictions.jsonl and scores.json here")
     arguments = parser.parse_args()
     load_tensorflow()  # now: --help need not wait for it
-    from captioner.evaluation.evaluate import Protocol, evaluate
+    from captioner.evaluation.evaluate import EvaluationOptions, evaluate
 
     with tempfile.TemporaryDirectory() as unkept:
-        plan = Protocol(split=arguments.split, beam=arguments.beam)
+        plan = EvaluationOptions(split=arguments.split, beam=arguments.beam)
         found = evaluate(arguments.run, arguments.data, arguments.out or unkept, plan=plan)
     for name in ("bleu1", "bleu2", "bleu3", "bleu4"):
         print(f"{name} {found.scores[name]:.2f}")

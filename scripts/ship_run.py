@@ -19,7 +19,7 @@ from captioner.apps.export.export import ExportPlan, export
 from captioner.data.datasets import load_split
 from captioner.errors import CaptionerError
 from captioner.inference.captioner import Captioner
-from captioner.inference.compiled_captioner import LightCaptioner
+from captioner.inference.compiled_captioner import CompiledCaptioner
 from captioner.runs.run_folder import DATA, Run
 
 
@@ -43,7 +43,7 @@ def agreement(source: Path, target: Path, data: Path) -> dict[str, float]:
     """Share of dev pictures that copy and compiled form caption like the run."""
     pictures = [record.path for record in load_split(data, "dev").records]
     captioners = {"run": Captioner.load(source), "copy": Captioner.load(target)}
-    captioners["compiled form"] = LightCaptioner.load(target)
+    captioners["compiled form"] = CompiledCaptioner.load(target)
     texts = {name: [c.text for c in captioner.caption(pictures)] for name, captioner in captioners.items()}
     ours = texts.pop("run")
     return {

@@ -46,9 +46,7 @@ HEAVY = (
     "captioner.training",
     "captioner.inference.captioner",
     "captioner.inference.beam_search",
-    "captioner.inference.search_loop",
     "captioner.evaluation.evaluate",
-    "captioner.evaluation.html_report",
     "captioner.apps.export",
 )
 MOST_FILES_BESIDE_THE_ROOMS = 8

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import captioner
 from captioner.errors import CaptionerError, RunError
-from captioner.inference.compiled_captioner import LightCaptioner, NotCompiled
+from captioner.inference.compiled_captioner import CompiledCaptioner, NotExported
 from captioner.inference.loading import load_tensorflow
 from captioner.runs.locate import find_run
 from captioner.system.hardware import cores, memory_gib, precision, processor_name
@@ -171,8 +171,8 @@ def _model() -> Finding:
     try:
         folder = find_run(None)
         began = time.monotonic()
-        LightCaptioner.load(folder)
-    except NotCompiled as error:
+        CompiledCaptioner.load(folder)
+    except NotExported as error:
         return Finding("model", "could", str(error), f"captioner export --run {folder}")
     except RunError as error:
         return Finding("model", "could", str(error).partition(";")[0], "train one: captioner sample scenes")

@@ -95,11 +95,11 @@ def evaluate(arguments: Namespace) -> int:
     """`captioner evaluate`: predictions.jsonl and scores.json."""
     arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
     load_tensorflow()
-    from captioner.evaluation.evaluate import Protocol
+    from captioner.evaluation.evaluate import EvaluationOptions
     from captioner.evaluation.evaluate import evaluate as evaluate_run
 
     names = ("split", "format", "beam", "max_words", "batch_size")
-    plan = Protocol(**{name: getattr(arguments, name) for name in names})
+    plan = EvaluationOptions(**{name: getattr(arguments, name) for name in names})
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)

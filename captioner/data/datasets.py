@@ -20,7 +20,7 @@ from pathlib import Path
 from captioner.data.formats import DATASETS
 from captioner.data.listings import SPLIT_NAMES, SPLITS, Listing, Problems, Reader, Source, named_split
 from captioner.data.vocabulary import words_of
-from captioner.errors import DataError, load_object, unknown_name
+from captioner.errors import CaptionerError, DataError, load_object, unknown_name
 
 __all__ = [
     "DATASETS",
@@ -32,6 +32,7 @@ __all__ = [
     "draw_splits",
     "load_split",
     "open_dataset",
+    "training_captions",
 ]
 
 DEV_SHARE, TEST_SHARE = 0.1, 0.1  # of a set that has no split of its own
@@ -118,6 +119,24 @@ def open_dataset(root: str | Path, split: str = "all", *, format: str = "auto") 
     reader = _reader(name)
     listing = reader.read(sources, split)
     return DataSet(root, name, reader, listing, PictureFinder(listing.folders, listing.captions))
+
+
+def training_captions(
+    data: str | Path, *, format: str = "auto", made: Mapping[str, Sequence[str]] | None = None
+) -> list[str]:
+    """The captions of the training split of a data set, with or without its pictures; [] where none is known.
+
+    Args:
+        data: folder of the data set.
+        format: of the data set.
+        made: the splits that the training drew, where the set has none of its own.
+    """
+    try:
+        listing = open_dataset(data, "train", format=format).listing
+    except CaptionerError:  # a folder that holds one split only is none the worse for it
+        return []
+    names = listing.splits.get("train") or (made or {}).get("train", ())
+    return [caption for name in names for caption in listing.captions.get(name, ())]
 
 
 def draw_splits(

@@ -21,11 +21,11 @@ _LEAST = 2  # times a thing happens before it is called frequent
 
 
 @dataclass(frozen=True)
-class Swap:
+class Confusion:
     """A word that nobody said of these pictures, and what people said instead."""
 
-    said: str
-    instead: str
+    hypothesis: str
+    reference: str
     pictures: tuple[int, ...]  # which, in order
 
 
@@ -43,11 +43,11 @@ class Count:
 class Mistakes:
     """The mistakes of many captions; each list is sorted, most frequent first."""
 
-    swaps: list[Swap]
+    confusions: list[Confusion]
     invented: list[Count]  # words that none of the references has; of: all captions with the word
     missed: list[Count]  # words that half the references have or more; of: all pictures where that is so
     repeated: list[Count]  # the same caption for many pictures; of: all pictures
-    stuttering: list[int]  # pictures whose caption says the same two words twice, or one twice in a row
+    repetitive: list[int]  # pictures whose caption says the same two words twice, or one twice in a row
 
 
 def find_mistakes(references: Sequence[Sequence[str]], captions: Sequence[str]) -> Mistakes:
@@ -55,21 +55,21 @@ def find_mistakes(references: Sequence[Sequence[str]], captions: Sequence[str]) 
 
     >>> references = [["a red ball", "red ball here"]] * 2 + [["a cup"]] * 2
     >>> found = find_mistakes(references, ["a blue ball"] * 2 + ["a cup"] * 2)
-    >>> [(swap.said, swap.instead, len(swap.pictures)) for swap in found.swaps]
+    >>> [(one.hypothesis, one.reference, len(one.pictures)) for one in found.confusions]
     [('blue', 'red', 2)]
     """
     written = [[words_of(text) for text in texts] for texts in references]
-    told = [[frozenset(words) for words in texts] for texts in written]
-    said = [words_of(caption) for caption in captions]
-    content = content_words(told)
-    agreed = [_agreed(texts) & content for texts in told]
-    known = [frozenset().union(*texts) for texts in told]
+    reference_words = [[frozenset(words) for words in texts] for texts in written]
+    hypotheses = [words_of(caption) for caption in captions]
+    content = content_words(reference_words)
+    agreed = [_agreed(texts) & content for texts in reference_words]
+    known = [frozenset().union(*texts) for texts in reference_words]
     # What the model says and no reference ever does is content, too: nobody could agree on it.
-    spoken = content | (frozenset(word for words in said for word in words) - frozenset().union(*known))
+    spoken = content | (frozenset(word for words in hypotheses for word in words) - frozenset().union(*known))
     invented, used = defaultdict(list), Counter[str]()
     missed, due = defaultdict(list), Counter[str]()
-    swapped: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for picture, words in enumerate(said):
+    confused: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for picture, words in enumerate(hypotheses):
         own = frozenset(words)
         used.update(own & spoken)
         due.update(agreed[picture])
@@ -79,23 +79,23 @@ def find_mistakes(references: Sequence[Sequence[str]], captions: Sequence[str]) 
             invented[word].append(picture)
             for other in agreed[picture] - own:
                 if _stands_for(word, words, other, written[picture]):
-                    swapped[word, other].append(picture)
+                    confused[word, other].append(picture)
     return Mistakes(
-        swaps=_swaps(invented, missed, swapped),
+        confusions=_confusions(invented, missed, confused),
         invented=_counts(invented, used),
         missed=_counts(missed, due),
         repeated=_repeated(captions),
-        stuttering=[picture for picture, words in enumerate(said) if _stutters(words)],
+        repetitive=[picture for picture, words in enumerate(hypotheses) if _repeats_itself(words)],
     )
 
 
-def content_words(told: Sequence[Sequence[frozenset[str]]]) -> frozenset[str]:
+def content_words(references: Sequence[Sequence[frozenset[str]]]) -> frozenset[str]:
     """Words that say something about their picture, from the words of each reference of each picture."""
     uses: Counter[str] = Counter()  # references with the word
     again: Counter[str] = Counter()  # further references of the same picture that have it, too
     chances: Counter[str] = Counter()  # further references of the same picture
-    total = sum(map(len, told))
-    for texts in told:
+    total = sum(map(len, references))
+    for texts in references:
         here = Counter(word for words in texts for word in words)
         for word, times in here.items():
             uses[word] += times
@@ -114,11 +114,11 @@ def word_shares(
     references: Sequence[Sequence[str]], captions: Sequence[str], most: int
 ) -> list[tuple[str, float, float]]:
     """The content words written most: each with its share of the references and of the captions, 0 to 1."""
-    told = [[frozenset(words_of(text)) for text in texts] for texts in references]
-    content = content_words(told)
-    people = Counter(word for texts in told for words in texts for word in words)
+    reference_words = [[frozenset(words_of(text)) for text in texts] for texts in references]
+    content = content_words(reference_words)
+    people = Counter(word for texts in reference_words for words in texts for word in words)
     model = Counter(word for caption in captions for word in frozenset(words_of(caption)))
-    texts, count = max(1, sum(map(len, told))), max(1, len(captions))
+    texts, count = max(1, sum(map(len, reference_words))), max(1, len(captions))
     rows = [(word, people[word] / texts, model[word] / count) for word in content | (model.keys() - people)]
     rows.sort(key=lambda row: (-max(row[1], row[2]), row[0]))
     return rows[:most]
@@ -130,24 +130,29 @@ def _agreed(texts: Sequence[frozenset[str]]) -> frozenset[str]:
     return frozenset(word for word, times in counts.items() if 2 * times >= len(texts))
 
 
-def _swaps(
-    invented: dict[str, list[int]], missed: dict[str, list[int]], swapped: dict[tuple[str, str], list[int]]
-) -> list[Swap]:
+def _confusions(
+    invented: dict[str, list[int]], missed: dict[str, list[int]], confused: dict[tuple[str, str], list[int]]
+) -> list[Confusion]:
     """Of what stands where an invented word does, the one that is missed there more than elsewhere."""
     best: dict[str, tuple[float, str]] = {}
-    for (said, instead), places in swapped.items():
-        share = len(places) / len(invented[said])
-        weight = share * math.log(1 + len(places) ** 2 / len(missed[instead]))
+    for (hypothesis, reference), places in confused.items():
+        share = len(places) / len(invented[hypothesis])
+        weight = share * math.log(1 + len(places) ** 2 / len(missed[reference]))
         if len(places) >= _LEAST:
-            best[said] = max(best.get(said, (0.0, "")), (weight, instead))
-    found = [Swap(said, instead, tuple(swapped[said, instead])) for said, (_, instead) in best.items()]
-    return sorted(found, key=lambda swap: (-len(swap.pictures), swap.said))
+            best[hypothesis] = max(best.get(hypothesis, (0.0, "")), (weight, reference))
+    found = [
+        Confusion(hypothesis, reference, tuple(confused[hypothesis, reference]))
+        for hypothesis, (_, reference) in best.items()
+    ]
+    return sorted(found, key=lambda confusion: (-len(confusion.pictures), confusion.hypothesis))
 
 
-def _stands_for(said: str, caption: Sequence[str], instead: str, texts: Sequence[Sequence[str]]) -> bool:
-    """Whether a reference has `instead` beside the same word as the caption has `said`, on the same side."""
-    own = _neighbours(said, caption)
-    return any(own & _neighbours(instead, words) for words in texts if instead in words)
+def _stands_for(
+    hypothesis: str, caption: Sequence[str], reference: str, texts: Sequence[Sequence[str]]
+) -> bool:
+    """Whether a text has `reference` where the caption has `hypothesis`: beside the same word, same side."""
+    own = _neighbours(hypothesis, caption)
+    return any(own & _neighbours(reference, words) for words in texts if reference in words)
 
 
 def _neighbours(word: str, words: Sequence[str]) -> set[tuple[int, str]]:
@@ -171,7 +176,7 @@ def _repeated(captions: Sequence[str]) -> list[Count]:
     return _counts(where, Counter(dict.fromkeys(where, len(captions))))
 
 
-def _stutters(words: Sequence[str]) -> bool:
+def _repeats_itself(words: Sequence[str]) -> bool:
     pairs = list(pairwise(words))
     return any(first == second for first, second in pairs) or _most(pairs) > 1
 

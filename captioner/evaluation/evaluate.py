@@ -12,18 +12,17 @@ are the same at every run on the same machine; only `images_per_second` is not.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from captioner.data.datasets import CaptionedImage, Split, load_split, open_dataset
-from captioner.errors import CaptionerError, DataError
-from captioner.evaluation.metrics import METRICS, describe, protocol, score
-from captioner.inference.captioner import Caption, Captioner, CaptionOptions
+from captioner.data.datasets import CaptionedImage, Split, load_split, training_captions
+from captioner.errors import DataError
+from captioner.evaluation.metrics import protocol
+from captioner.evaluation.scoring import Evaluation, score_with_chance
+from captioner.inference.caption import Caption, CaptionOptions
+from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.runs.run_folder import Run
 from captioner.system.console import bar
@@ -31,14 +30,10 @@ from captioner.system.files import atomic_write, json_text, write_json
 from captioner.version import __version__
 
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
-SLOW_METRICS = ("meteor",)  # looked up word by word in WordNet: not after every epoch
-ALIKE_SHARE = 0.1  # fewer different captions than this are suspicious
-CHANCE_SHARE = 0.8  # of the CIDEr score: more of it without looking is suspicious
-_FEW = 10  # pictures: below, neither says anything
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationOptions:
     """Which pictures are captioned, and how; None: as the run's configuration says."""
 
     split: str = "test"  # train, dev, test or all
@@ -48,24 +43,13 @@ class Protocol:
     batch_size: int = 64  # pictures searched at a time
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """What `evaluate` found, and wrote."""
-
-    scores: dict[str, Any]  # the content of scores.json
-    captions: list[Caption]  # in the order of `records`
-    records: list[CaptionedImage]  # those that could be captioned
-    failures: list[tuple[str, str]]  # path and reason of those that could not
-    look: Callable[[Sequence[str]], list[Caption]]  # by id, some of them captioned again, with attention
-
-    @property
-    def warnings(self) -> list[str]:
-        """What makes the captions suspicious, as sentences."""
-        return list(self.scores["warnings"])
-
-
 def evaluate(
-    run: str | Path, data: str | Path, out: str | Path, *, plan: Protocol | None = None, quiet: bool = False
+    run: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    plan: EvaluationOptions | None = None,
+    quiet: bool = False,
 ) -> Evaluation:
     """Captions one split of a data set with the best epoch of a run, and scores the captions.
 
@@ -84,7 +68,7 @@ def evaluate(
         >>> found.scores["bleu4"]  # doctest: +SKIP
         24.1
     """
-    plan = plan or Protocol()
+    plan = plan or EvaluationOptions()
     opened = Run.open(run)
     config, made = opened.config, opened.made_splits
     split = load_split(data, plan.split, format=plan.format, seed=config.seed, made=made)
@@ -98,7 +82,7 @@ def evaluate(
     captions, rate = _caption(captioner, store, records, plan=plan, quiet=quiet)
     known = training_captions(data, format=plan.format, made=made)
     references = [record.captions for record in records]
-    scores = judge(references, [caption.text for caption in captions], known=known)
+    scores = score_with_chance(references, [caption.text for caption in captions], known=known)
     failures = [(str(failure.path), failure.reason) for failure in store.failures]
     content = {
         **scores,
@@ -123,104 +107,12 @@ def evaluate(
     return Evaluation(content, captions, records, failures, look)
 
 
-def score_captions(references: Sequence[Sequence[str]], captions: Sequence[str]) -> dict[str, float]:
-    """The figures that training keeps after each epoch: all scores that are quick, mean length, variety."""
-    quick = [name for name in METRICS if name not in SLOW_METRICS]
-    variety = describe(captions)
-    return {
-        **score(references, captions, metrics=quick),
-        "mean_words": variety["mean_words"],
-        "distinct": variety["distinct"],
-    }
-
-
-def judge(
-    references: Sequence[Sequence[str]], captions: Sequence[str], *, known: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Scores of captions, the same scores without looking at the picture, and warnings.
-
-    A caption depends on its picture's features alone, so features shuffled among the pictures give the same
-    captions in another order: they need not be generated twice. No picture keeps its own.
-
-    Args:
-        references: for each picture its captions by people.
-        captions: for each picture the caption to judge.
-        known: captions that were trained on; empty: unknown, then there is no `novel`.
-
-    Returns:
-        scores in per cent, `mean_words`, `distinct`, `novel`, `shuffled` (scores; None for a single
-        picture) and `warnings` (sentences).
-    """
-    scores = score(references, captions)
-    variety = describe(captions, known=known)
-    if not known:
-        del variety["novel"]
-    chance = None
-    if len(captions) > 1:
-        quick = [name for name in METRICS if name not in SLOW_METRICS]
-        chance = score(references, [captions[i] for i in shuffled(len(captions))], metrics=quick)
-    figures = {name: round(value, 3) for name, value in {**scores, **variety}.items()}
-    if chance is not None:
-        chance = {name: round(value, 3) for name, value in chance.items()}
-    return {**figures, "shuffled": chance, "warnings": suspicions(captions, scores, chance)}
-
-
-def shuffled(count: int) -> np.ndarray:
-    """A permutation of 0 … count - 1, always the same, that leaves nothing in its place."""
-    order = np.random.default_rng(count).permutation(count)
-    places = np.empty(count, int)
-    places[order] = np.roll(order, 1)  # one cycle through all
-    return places
-
-
-def suspicions(
-    captions: Sequence[str], scores: dict[str, float], chance: dict[str, float] | None
-) -> list[str]:
-    """Sentences about captions that do not depend on their pictures; none where all looks well."""
-    if len(captions) < _FEW:
-        return []
-    found = []
-    text, times = Counter(captions).most_common(1)[0]
-    different = len(set(captions))
-    if different < ALIKE_SHARE * len(captions):
-        found.append(
-            f"only {different} different captions for {len(captions)} pictures, the most frequent {times} "
-            f'times ("{text}"): the model hardly looks'
-        )
-    if chance is not None and chance["cider"] >= CHANCE_SHARE * scores["cider"]:
-        found.append(
-            f"CIDEr is {scores['cider']:.1f}, and {chance['cider']:.1f} with the pictures shuffled: the "
-            "captions say little about their own picture"
-        )
-    if empty := sum(not caption for caption in captions):
-        found.append(f"{empty} captions are empty")
-    return found
-
-
-def training_captions(
-    data: str | Path, *, format: str = "auto", made: Mapping[str, Sequence[str]] | None = None
-) -> list[str]:
-    """The captions of the training split of a data set, with or without its pictures; [] where none is known.
-
-    Args:
-        data: folder of the data set.
-        format: of the data set.
-        made: the splits that the training drew, where the set has none of its own.
-    """
-    try:
-        listing = open_dataset(data, "train", format=format).listing
-    except CaptionerError:  # a folder that holds one split only is none the worse for it
-        return []
-    names = listing.splits.get("train") or (made or {}).get("train", ())
-    return [caption for name in names for caption in listing.captions.get(name, ())]
-
-
 def _caption(
     captioner: Captioner,
     store: FeatureStore,
     records: Sequence[CaptionedImage],
     *,
-    plan: Protocol,
+    plan: EvaluationOptions,
     quiet: bool,
 ) -> tuple[list[Caption], float]:
     """Captions of all records, and how many a second after the graph was traced."""
@@ -236,11 +128,11 @@ def _caption(
     return captions, len(ids) / (time.perf_counter() - began)
 
 
-def _options(plan: Protocol) -> dict[str, Any]:
+def _options(plan: EvaluationOptions) -> dict[str, Any]:
     return {"beam": plan.beam, "max_words": plan.max_words, "batch_size": plan.batch_size}
 
 
-def _setting(run: Run, split: Split, *, plan: Protocol, captioner: Captioner) -> dict[str, Any]:
+def _setting(run: Run, split: Split, *, plan: EvaluationOptions, captioner: Captioner) -> dict[str, Any]:
     options = captioner.search_options(CaptionOptions(beam=plan.beam, max_words=plan.max_words))
     best = run.best or {}
     return {

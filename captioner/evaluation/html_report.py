@@ -6,6 +6,8 @@ charts are part of it, its policy forbids the browser to fetch anything. Light o
 
 from __future__ import annotations
 
+import base64
+import io
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
@@ -14,12 +16,16 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from captioner.data.vocabulary import words_of
+from captioner.data.datasets import CaptionedImage
+from captioner.data.images import read_image
+from captioner.data.vocabulary import join_words, words_of
+from captioner.errors import ImageError
 from captioner.evaluation.error_analysis import Count, Mistakes, find_mistakes, word_shares
-from captioner.evaluation.evaluate import Evaluation
-from captioner.evaluation.exhibits import exhibit, thumbnail
 from captioner.evaluation.metrics import per_caption
+from captioner.evaluation.scoring import Evaluation
+from captioner.inference.caption import Caption
 from captioner.runs.run_folder import Run
 from captioner.system.files import atomic_write
 from captioner.visualization.plots import LABELS, LOSSES
@@ -29,6 +35,8 @@ PICTURES = 6  # in each of best, typical, worst
 ROWS = 10  # of a table
 THUMBS = 5  # beside a row
 WORDS = 24  # in the chart of words
+PICTURE_PIXELS, THUMB_PIXELS = 480, 132  # longest sides
+_MAP_PIXELS = 28  # longer side of a map of attention; the browser makes it as large as the picture
 DEV_SCORES = ("cider", "bleu4", "rouge_l", "meteor")  # in the curves
 _NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", **LABELS}
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -140,7 +148,8 @@ def _training(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 def _gallery(found: Evaluation, scores: Sequence[float]) -> Iterator[str]:
     chosen = ranked(found, scores, PICTURES)
     places = [place for kind in chosen for place in chosen[kind]]
-    looks = dict(zip(places, found.look([found.records[place].id for place in places]), strict=True))
+    again = found.recaption_with_attention([found.records[place].id for place in places])
+    looks = dict(zip(places, again, strict=True))
     yield (
         '<section id="pictures"><h2>Pictures</h2><p>Touch a word to see where the model looked for it. '
         "<u>Underlined</u>: no reference has the word. <mark>Marked</mark>: the caption has it, too.</p>"
@@ -152,7 +161,7 @@ def _gallery(found: Evaluation, scores: Sequence[float]) -> Iterator[str]:
             caption = (
                 looks[place] if looks[place].text == found.captions[place].text else found.captions[place]
             )
-            yield exhibit(found.records[place], caption, f"CIDEr {scores[place]:.0f}")
+            yield _exhibit(found.records[place], caption, f"CIDEr {scores[place]:.0f}")
         yield "</div>"
     yield "</section>"
 
@@ -207,15 +216,15 @@ def _score_bars(scores: Sequence[float]) -> str:
 
 def _mistakes(found: Evaluation, mistakes: Mistakes) -> Iterator[str]:
     yield '<section id="mistakes"><h2>Frequent mistakes</h2>'
-    if mistakes.swaps:
+    if mistakes.confusions:
         yield "<h3>Said one thing, people saw another</h3><p>Words that no reference of the picture has, and "
         yield 'what most of its references say.</p><div class="swaps">'
-        for swap in mistakes.swaps[:ROWS]:
-            said, instead = escape(swap.said), escape(swap.instead)
+        for confusion in mistakes.confusions[:ROWS]:
+            said, instead = escape(confusion.hypothesis), escape(confusion.reference)
             yield (
                 f'<div class="swap"><p><u dir="auto">{said}</u> <span>for</span> '
-                f'<mark dir="auto">{instead}</mark> <small>{len(swap.pictures)} pictures</small></p>'
-                f'<div class="thumbs">{_thumbs(found, swap.pictures)}</div></div>'
+                f'<mark dir="auto">{instead}</mark> <small>{len(confusion.pictures)} pictures</small></p>'
+                f'<div class="thumbs">{_thumbs(found, confusion.pictures)}</div></div>'
             )
         yield "</div>"
     yield '<div class="tables">'
@@ -223,16 +232,16 @@ def _mistakes(found: Evaluation, mistakes: Mistakes) -> Iterator[str]:
     yield from _table("Words that were missed", mistakes.missed, "pictures where most people say it")
     yield from _table("The same caption again and again", mistakes.repeated, "")
     yield "</div>"
-    if mistakes.stuttering:
-        first = found.captions[mistakes.stuttering[0]].text
-        yield f"<p>{len(mistakes.stuttering)} captions repeat themselves, such as “{escape(first)}”.</p>"
+    if mistakes.repetitive:
+        first = found.captions[mistakes.repetitive[0]].text
+        yield f"<p>{len(mistakes.repetitive)} captions repeat themselves, such as “{escape(first)}”.</p>"
     yield "</section>"
 
 
 def _thumbs(found: Evaluation, pictures: Sequence[int]) -> str:
     shown = pictures[:THUMBS]
     return "".join(
-        thumbnail(found.records[i], f"{found.records[i].id}: {found.captions[i].text}") for i in shown
+        _thumbnail(found.records[i], f"{found.records[i].id}: {found.captions[i].text}") for i in shown
     )
 
 
@@ -270,3 +279,93 @@ def _page(title: str, body: str) -> str:
         '<meta name="color-scheme" content="light dark">'
         f"<style>{style}</style></head><body><main>{body}</main><script>{script}</script></body></html>\n"
     )
+
+
+# One captioned picture: what was said of it, and where the model looked. It is in the page once, however
+# often it is shown: small maps lie over it.
+
+
+def _exhibit(record: CaptionedImage, caption: Caption, score: str) -> str:
+    """The picture beside its caption, the references, and a strip of the places that each word looked at."""
+    picture = _picture(record)
+    if picture is None:
+        return ""
+    ratio = picture.width / picture.height
+    lit = "" if caption.attention is None else "".join(_strip(caption.words, caption.attention))
+    strip = f'<div class="strip">{lit}</div>' if lit else ""
+    return (
+        f'<article class="exhibit" style="--p:url({_uri(picture, "JPEG")});--ratio:{ratio:.4f}">'
+        f'<div class="look" role="img" aria-label="{escape(record.id)}"><i></i><b></b></div>'
+        f'<div class="said"><p class="caption" dir="auto">{"".join(_marked_caption(record, caption))}</p>'
+        f'<ul class="told" dir="auto">{"".join(_marked_references(record, caption))}</ul>'
+        f'<p class="name"><span>{escape(record.id)}</span> <span>{escape(score)}</span></p>'
+        f"</div>{strip}</article>"
+    )
+
+
+def _thumbnail(record: CaptionedImage, title: str) -> str:
+    """A small picture with a tooltip; "" where it cannot be read."""
+    picture = _picture(record, THUMB_PIXELS)
+    if picture is None:
+        return ""
+    said = escape(title)
+    return f'<img src="{_uri(picture, "JPEG")}" alt="{said}" title="{said}">'
+
+
+def _marked_caption(record: CaptionedImage, caption: Caption) -> Iterator[str]:
+    """The caption, with the words marked that nobody else said."""
+    known = {word for text in record.captions for word in words_of(text)}
+    before = ""
+    for word in caption.words:
+        if before:
+            yield join_words([before, word])[len(before) : -len(word)]
+        yield escape(word) if word in known else f"<u>{escape(word)}</u>"
+        before = word
+    if not caption.words:
+        yield "<em>no words</em>"
+
+
+def _marked_references(record: CaptionedImage, caption: Caption) -> Iterator[str]:
+    """The references, with the words marked that the caption has, too."""
+    own = set(caption.words)
+    for text in record.captions:
+        line = ""
+        for piece in text.split():
+            words = words_of(piece)
+            said = f"<mark>{escape(piece)}</mark>" if words and own.issuperset(words) else escape(piece)
+            line += f" {said}" if words and line else said  # a full stop stands close, not as in "field ."
+        yield f"<li>{line}</li>"
+
+
+def _strip(words: Sequence[str], attention: np.ndarray) -> Iterator[str]:
+    for word, weights in zip(words, attention, strict=True):
+        style = f'style="--m:url({_uri(_map(weights), "PNG")})"'
+        yield f'<button type="button" class="tile" {style}><i></i><b></b><span>{escape(word)}</span></button>'
+
+
+def _map(weights: np.ndarray) -> Image.Image:
+    """Weights (h, w) as an opacity: full where they are highest, smooth between."""
+    height, width = weights.shape
+    scale = _MAP_PIXELS / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    soft = Image.fromarray(np.asarray(weights, np.float32)).resize(size, Image.Resampling.BICUBIC)
+    light = np.clip(np.asarray(soft), 0, None)
+    light = (light / max(float(light.max()), 1e-9)) ** 0.8
+    alpha = (255 * light).astype(np.uint8)
+    return Image.merge("LA", [Image.new("L", size), Image.fromarray(alpha)])
+
+
+def _picture(record: CaptionedImage, most: int = PICTURE_PIXELS) -> Image.Image | None:
+    try:
+        picture = Image.fromarray(read_image(record.path))
+    except ImageError:  # gone since it was captioned
+        return None
+    picture.thumbnail((most, most))
+    return picture
+
+
+def _uri(picture: Image.Image, format: str) -> str:
+    file = io.BytesIO()
+    picture.save(file, format, **({"quality": 82} if format == "JPEG" else {"optimize": True}))
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return f"data:image/{format.lower()};base64,{data}"

@@ -12,24 +12,24 @@ import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError, unknown_name
 from captioner.evaluation.cider import CiderD, Words, check_references
 
-__all__ = ["METRICS", "CiderD", "Figures", "describe", "per_caption", "protocol", "score"]
+__all__ = ["METRICS", "CiderD", "MetricResult", "describe", "per_caption", "protocol", "score"]
 
 _BLEU_ORDERS = (1, 2, 3, 4)
 _ROUGE_BETA = 1.2  # recall weighs beta² times as much as precision
 
 
-class Figures(NamedTuple):
+class MetricResult(NamedTuple):
     """One metric's answer, in per cent: over the whole set, and caption by caption."""
 
     corpus: float
-    captions: list[float]
+    captions: list[float] | Callable[[], list[float]]  # a function, where few want them and they cost time
 
 
 def score(
@@ -54,7 +54,7 @@ def score(
     >>> round(figures["bleu1"], 1), round(figures["rouge_l"], 1)
     (81.9, 81.4)
     """
-    return {name: figures.corpus for name, figures in _judge(references, hypotheses, metrics).items()}
+    return {name: result.corpus for name, result in _results(references, hypotheses, metrics).items()}
 
 
 def per_caption(
@@ -66,7 +66,11 @@ def per_caption(
     caption is coco-caption's: an order without a match counts 1e-15 instead of 0, so that captions
     can be ranked.
     """
-    return {name: figures.captions for name, figures in _judge(references, hypotheses, metrics).items()}
+    results = _results(references, hypotheses, metrics)
+    return {
+        name: result.captions() if callable(result.captions) else result.captions
+        for name, result in results.items()
+    }
 
 
 def describe(hypotheses: Sequence[str], *, known: Iterable[str] = ()) -> dict[str, float]:
@@ -105,7 +109,7 @@ def protocol(references: Sequence[Sequence[str]]) -> dict[str, str]:
     return notes
 
 
-def bleu(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, Figures]:
+def bleu(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, MetricResult]:
     """BLEU-1 to BLEU-4 (Papineni et al. 2002), through nltk, made to agree with coco-caption.
 
     nltk counts one n-gram for a hypothesis too short to have any, coco-caption none. An order that
@@ -126,28 +130,27 @@ def bleu(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> 
     if hypotheses:
         corpus = corpus_bleu(references, hypotheses, weights, smoothing_function=coco_precisions)
     matched = min(missed, default=len(_BLEU_ORDERS) + 1) - 1  # BLEU of higher orders is 0
-    single = [_sentence_bleu(refs, words) for refs, words in zip(references, hypotheses, strict=True)]
     return {
-        f"bleu{order}": Figures(
+        f"bleu{order}": MetricResult(
             corpus=100.0 * corpus[order - 1] if order <= matched else 0.0,
-            captions=[100.0 * bleus[order - 1] for bleus in single],
+            captions=partial(_sentence_bleus, references, hypotheses, order),
         )
         for order in _BLEU_ORDERS
     }
 
 
-def rouge_l(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, Figures]:
+def rouge_l(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, MetricResult]:
     """ROUGE-L (Lin 2004); precision and recall are each the best over references, as in coco-caption."""
     return {"rouge_l": _mean_of(_sentence_rouge, references, hypotheses)}
 
 
-def cider(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, Figures]:
+def cider(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, MetricResult]:
     """CIDEr-D (Vedantam et al. 2015), document frequencies over these references."""
     captions = [scores[0] for scores in CiderD(references).scores([[words] for words in hypotheses])]
-    return {"cider": Figures(sum(captions) / max(1, len(captions)), captions)}
+    return {"cider": MetricResult(sum(captions) / max(1, len(captions)), captions)}
 
 
-def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, Figures]:
+def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, MetricResult]:
     """METEOR as nltk has it: the form of 2007 (exact, stem, WordNet), mean over captions; {} without WordNet.
 
     Captions to which METEOR 1.5 of coco-caption gives 19 get about 38 here: never compare the two.
@@ -160,7 +163,7 @@ def meteor(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -
 
 
 # A metric: for each picture the words of its references, and of its hypothesis → figures by name.
-METRICS: dict[str, Callable[[Sequence[Sequence[Words]], Sequence[Words]], dict[str, Figures]]] = {
+METRICS: dict[str, Callable[[Sequence[Sequence[Words]], Sequence[Words]], dict[str, MetricResult]]] = {
     "bleu": bleu,
     "rouge_l": rouge_l,
     "cider": cider,
@@ -168,10 +171,10 @@ METRICS: dict[str, Callable[[Sequence[Sequence[Words]], Sequence[Words]], dict[s
 }
 
 
-def _judge(
+def _results(
     references: Sequence[Sequence[str]], hypotheses: Sequence[str], metrics: Iterable[str] | None
-) -> dict[str, Figures]:
-    """Figures by name of every metric asked for, from plain text."""
+) -> dict[str, MetricResult]:
+    """Results by name of every metric asked for, from plain text."""
     if isinstance(hypotheses, str) or len(references) != len(hypotheses):
         given = "one string" if isinstance(hypotheses, str) else f"{len(hypotheses)} hypotheses"
         raise DataError(f"{given} for the references of {len(references)} pictures: give one for each")
@@ -182,23 +185,23 @@ def _judge(
             raise ConfigError(unknown_name("metric", name, METRICS))
     reference_words = [[words_of(text) for text in captions] for captions in references]
     hypothesis_words = [words_of(text) for text in hypotheses]
-    figures: dict[str, Figures] = {}
+    results: dict[str, MetricResult] = {}
     for name in wanted:
-        figures |= METRICS[name](reference_words, hypothesis_words)
-    return figures
+        results |= METRICS[name](reference_words, hypothesis_words)
+    return results
 
 
 def _mean_of(
     sentence_metric: Callable[[Sequence[Words], Words], float],
     references: Sequence[Sequence[Words]],
     hypotheses: Sequence[Words],
-) -> Figures:
+) -> MetricResult:
     """Figures of a metric that judges captions one by one from 0 to 1, an empty one being 0."""
     captions = [
         100.0 * sentence_metric(captions, words) if words else 0.0
         for captions, words in zip(references, hypotheses, strict=True)
     ]
-    return Figures(sum(captions) / max(1, len(captions)), captions)
+    return MetricResult(sum(captions) / max(1, len(captions)), captions)
 
 
 def _precision(matches: int, guesses: int) -> float:
@@ -206,21 +209,30 @@ def _precision(matches: int, guesses: int) -> float:
     return (matches + 1e-15) / (guesses + 1e-9)
 
 
-def _sentence_bleu(references: Sequence[Words], hypothesis: Words) -> list[float]:
-    """BLEU-1 to BLEU-4 of one caption, 0 to 1."""
+def _sentence_bleus(
+    references: Sequence[Sequence[Words]], hypotheses: Sequence[Words], most: int
+) -> list[float]:
+    """BLEU of the orders 1 to `most` of each caption, in per cent."""
+    return [
+        100.0 * _sentence_bleu(captions, words, most)
+        for captions, words in zip(references, hypotheses, strict=True)
+    ]
+
+
+def _sentence_bleu(references: Sequence[Words], hypothesis: Words, most: int) -> float:
+    """BLEU of the orders 1 to `most` of one caption, 0 to 1."""
     if not hypothesis:
-        return [0.0] * len(_BLEU_ORDERS)
+        return 0.0
     closest = min((abs(len(words) - len(hypothesis)), len(words)) for words in references)[1]
     brevity_penalty = math.exp(min(0.0, 1 - closest / len(hypothesis)))
-    product, bleus = 1.0, []
-    for order in _BLEU_ORDERS:
+    product = 1.0
+    for order in range(1, most + 1):
         allowed: Counter[tuple[Hashable, ...]] = Counter()
         for words in references:
             allowed |= _ngrams(words, order)
         found = _ngrams(hypothesis, order)
         product *= _precision((found & allowed).total(), found.total())
-        bleus.append(brevity_penalty * product ** (1 / order))
-    return bleus
+    return brevity_penalty * product ** (1 / most)
 
 
 def _ngrams(words: Words, order: int) -> Counter[tuple[Hashable, ...]]:

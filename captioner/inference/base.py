@@ -1,7 +1,8 @@
 """From pictures of any kind to captions in their order, whatever computes them.
 
-What `predict.Captioner` (TensorFlow) and `light.LightCaptioner` (without) share: threads that read ahead,
-batches, pictures that cannot be read, hypotheses put into words. Reads the pictures; writes nothing.
+What `captioner.Captioner` (TensorFlow) and `compiled_captioner.CompiledCaptioner` (without) share: threads
+that read ahead, batches, pictures that cannot be read, hypotheses put into words. Reads the pictures; writes
+nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from captioner.system.hardware import cores
 BATCHES_AHEAD = 2  # that the threads read before they are asked for
 
 
-class Captioning(ABC):
+class BaseCaptioner(ABC):
     """Writes captions with an encoder, a search and the words it knows.
 
     Attributes:
@@ -47,7 +48,7 @@ class Captioning(ABC):
         """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""
 
     @abstractmethod
-    def _hypotheses(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
+    def _decode(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
         """What the search finds for features (n, P, C), n > 0: NumPy arrays of n rows or more."""
 
     def caption(self, sources: Any, **options: Any) -> list[Caption]:
@@ -120,7 +121,7 @@ class Captioning(ABC):
 
     def _read(self, source: Any) -> np.ndarray | ImageError:
         try:
-            return self._look(read_image(source, size=self.encoder.size))
+            return self._preprocess(read_image(source, size=self.encoder.size))
         except ImageError as error:
             return error
 
@@ -129,18 +130,18 @@ class Captioning(ABC):
     ) -> Iterator[Caption]:
         """At most one batch of pictures and failures, in order."""
         good = [picture for _, picture in chunk if isinstance(picture, np.ndarray)]
-        found = iter(self._search(self._features(np.stack(good)), options) if good else ())
+        found = iter(self._search(self._encode_batch(np.stack(good)), options) if good else ())
         for name, picture in chunk:
             if isinstance(picture, ImageError):
                 yield Caption(name, error=picture.reason)
             else:
                 yield dataclasses.replace(next(found), path=name)
 
-    def _look(self, pixels: np.ndarray) -> np.ndarray:
+    def _preprocess(self, pixels: np.ndarray) -> np.ndarray:
         """What a thread makes of the pixels (H, W, 3) of one picture; rows of what `_features` takes."""
         return pixels
 
-    def _features(self, looks: np.ndarray) -> np.ndarray:
+    def _encode_batch(self, looks: np.ndarray) -> np.ndarray:
         """Of (n, …) looks the features (n, P, C)."""
         return self.encode(looks)
 
@@ -150,9 +151,9 @@ class Captioning(ABC):
         """Captions of at most a batch of features (n, P, C)."""
         if len(features) == 0:
             return []
-        found = self._hypotheses(features, options)
+        found = self._decode(features, options)
         return [
-            self._caption(*(None if part is None else part[row] for part in found))
+            self._to_caption(*(None if part is None else part[row] for part in found))
             for row in range(len(features))
         ]
 
@@ -171,7 +172,7 @@ class Captioning(ABC):
             return_attention=options.attention,
         )
 
-    def _caption(
+    def _to_caption(
         self, words: Any, lengths: Any, scores: Any, log_probabilities: Any, attention: Any
     ) -> Caption:
         """The caption of one picture from its hypotheses: (K, T), (K,), (K,), (K,), (K, T, P) or None."""

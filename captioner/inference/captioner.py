@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from captioner.config import DecodeConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.inference.base import Captioning
+from captioner.inference.base import BaseCaptioner
 from captioner.inference.beam_search import SearchOptions, beam_search, sample
 from captioner.inference.caption import Alternative, Caption, CaptionOptions
 from captioner.inference.search_options import Hypotheses
@@ -33,7 +33,7 @@ ENCODE_BATCH = (
 MOST_GRAPHS = 24  # of different options, the oldest goes: clients of a server may ask for any
 
 
-class Captioner(Captioning):
+class Captioner(BaseCaptioner):
     """Writes captions: an encoder that looks, a decoder that writes, and the words it knows.
 
     The decoder's and encoder's weights are read anew at every call, so one captioner serves a whole training.
@@ -87,7 +87,7 @@ class Captioner(Captioning):
             cells[start : start + len(batch)] = grids[: len(batch)]
         return cells
 
-    def _hypotheses(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
+    def _decode(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
         graph = self.search_graph(self.search_options(options), options.n_best if options.drawn else 0)
         batch = _filled(features.astype(np.float16, copy=False), options.batch_size)
         # Every picture draws from the same seed: its captions depend on nothing but itself and the seed.

@@ -4,11 +4,11 @@ In: a run folder that holds a compiled form of its best epoch,
 
     compiled/compiled.json      what it was made from; vouches for the next one; written last
     compiled/encoder.graph      pixels (1, H, W, 3) uint8 → cells (1, P, C) float32: a LiteRT model without
-                                its weights, see external_weights.py
+                                its weights, see compiled_weights.py
 
-and pictures. Out: captions as `predict.Captioner` writes them, the first before TensorFlow would be imported.
-All arrays are those of `best/`: a compiled form made from other weights than are there now is not
-used. `extras.export` makes it. Each picture is decoded and seen by the CNN in one thread.
+and pictures. Out: captions as `captioner.Captioner` writes them, the first before TensorFlow would be
+imported. All arrays are those of `best/`: a compiled form made from other weights than are there now is not
+used. `captioner export` makes it. Each picture is decoded and seen by the CNN in one thread.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from captioner.errors import ConfigError, RunError
-from captioner.inference.base import Captioning
+from captioner.inference.base import BaseCaptioner
 from captioner.inference.caption import CaptionOptions
 from captioner.inference.compiled_weights import put_back
 from captioner.inference.numpy_beam_search import beam_search
-from captioner.inference.numpy_decoder import LightDecoder
+from captioner.inference.numpy_decoder import NumPyDecoder
 from captioner.inference.search_options import Hypotheses
 from captioner.runs.run_folder import BEST, Run
 from captioner.runs.weights import WEIGHTS, arrays_in, floats, part
@@ -36,11 +36,11 @@ COMPILED, MANIFEST, GRAPH = "compiled", "compiled.json", "encoder.graph"
 FORMAT = 2
 
 
-class NotCompiled(RunError):
+class NotExported(RunError):
     """A run that cannot be captioned with without TensorFlow; says why."""
 
 
-class LightEncoder:
+class LiteRTEncoder:
     """The compiled CNN. Any number of threads may use it: each has an interpreter to itself.
 
     Args:
@@ -74,27 +74,27 @@ class LightEncoder:
         return interpreter
 
 
-class LightCaptioner(Captioning):
-    """Writes captions like `predict.Captioner`, but draws none at random.
+class CompiledCaptioner(BaseCaptioner):
+    """Writes captions like `captioner.Captioner`, but draws none at random.
 
     A picture gets the same caption alone as among others.
 
     Example:
-        >>> captioner = LightCaptioner.load("runs/flickr8k")  # doctest: +SKIP
+        >>> captioner = CompiledCaptioner.load("runs/flickr8k")  # doctest: +SKIP
         >>> captioner.caption(["dog.jpg", "cat.png"], beam=5)[0].text  # doctest: +SKIP
         'a brown dog runs through the grass'
     """
 
-    def __init__(self, encoder: LightEncoder, decoder: LightDecoder, run: Run) -> None:
+    def __init__(self, encoder: LiteRTEncoder, decoder: NumPyDecoder, run: Run) -> None:
         self.encoder, self.decoder = encoder, decoder
         self.vocabulary, self.decode = run.vocabulary, run.config.decode
 
     @classmethod
-    def load(cls, folder: str | Path) -> LightCaptioner:
+    def load(cls, folder: str | Path) -> CompiledCaptioner:
         """The best epoch of a run, by its compiled form.
 
         Raises:
-            NotCompiled: it has none of its present weights, or LiteRT is not installed.
+            NotExported: it has none of its present weights, or LiteRT is not installed.
             RunError: there is no such run, or a file is damaged.
         """
         run = Run.open(folder, weights=False)
@@ -106,45 +106,45 @@ class LightCaptioner(Captioning):
             try:
                 import ai_edge_litert.interpreter  # noqa: F401
             except ImportError as error:
-                raise NotCompiled(f"LiteRT is not there: pip install ai-edge-litert ({error})") from error
+                raise NotExported(f"LiteRT is not there: pip install ai-edge-litert ({error})") from error
             encoder_arrays, decoder_arrays = arrays.result()
         with silent_stderr():
             model = put_back(graph, manifest["weights_in_graph"], encoder_arrays)
-            encoder = LightEncoder(model, run.encoder_info)
-        return cls(encoder, LightDecoder(run.config.decoder, decoder_arrays), run)
+            encoder = LiteRTEncoder(model, run.encoder_info)
+        return cls(encoder, NumPyDecoder(run.config.decoder, decoder_arrays), run)
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""
         return np.stack([self.encoder.encode(one) for one in pixels])
 
-    def _look(self, pixels: np.ndarray) -> np.ndarray:
+    def _preprocess(self, pixels: np.ndarray) -> np.ndarray:
         return self.encoder.encode(pixels)
 
-    def _features(self, looks: np.ndarray) -> np.ndarray:
+    def _encode_batch(self, looks: np.ndarray) -> np.ndarray:
         return looks
 
-    def _hypotheses(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
+    def _decode(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
         if options.drawn:
             raise ConfigError("temperature, top_k, top_p: words are drawn by captioner.Captioner alone")
-        memory = self.decoder.prepare(features)
+        memory = self.decoder.project_memory(features)
         return beam_search(
-            self.decoder.stepper(memory),
+            self.decoder.make_step_fn(memory),
             self.decoder.initial_state(memory),
             pictures=len(features),
             options=self.search_options(options),
-            narrow=lambda numbers: self.decoder.stepper(memory.of(numbers)),
+            narrow=lambda numbers: self.decoder.make_step_fn(memory.of(numbers)),
         )
 
 
 def _manifest(run: Run) -> dict[str, Any]:
     path = run.folder / COMPILED / MANIFEST
     if not path.is_file():
-        raise NotCompiled(f"{run.folder} has no compiled form")
+        raise NotExported(f"{run.folder} has no compiled form")
     manifest = read_manifest(path)
     if manifest["format"] != FORMAT:
-        raise NotCompiled(f"{path} is of another version of captioner")
+        raise NotExported(f"{path} is of another version of captioner")
     if manifest["vocabulary"] != run.vocabulary.digest:
-        raise NotCompiled(f"{path} was made for another vocabulary")
+        raise NotExported(f"{path} was made for another vocabulary")
     return manifest
 
 
@@ -156,6 +156,6 @@ def _arrays(folder: Path, entry: Mapping[str, Any]) -> tuple[dict[str, np.ndarra
     except (
         RunError
     ) as error:  # trained on since; or damaged, which is found out and said by who reads it next
-        raise NotCompiled(f"the compiled form of {folder} is not of its present weights") from error
+        raise NotExported(f"the compiled form of {folder} is not of its present weights") from error
     stored = arrays_in(content, path)
     return part(stored, "encoder/"), floats(part(stored, "decoder/"))

@@ -16,9 +16,10 @@ from captioner.system.console import say, silent_stderr
 from captioner.system.voice import detail, verbose
 
 if TYPE_CHECKING:
-    from captioner.inference.base import Captioning
+    from captioner.inference.base import BaseCaptioner
 
-def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = False) -> Captioning:
+
+def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = False) -> BaseCaptioner:
     """The captioner of a run: its compiled form where that can do what is asked, else TensorFlow with a word.
 
     Args:
@@ -31,16 +32,16 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
         RunError: there is no such run, it is not finished enough, or a file is damaged.
     """
     from captioner.inference.caption import CaptionOptions
-    from captioner.inference.compiled_captioner import LightCaptioner, NotCompiled
+    from captioner.inference.compiled_captioner import CompiledCaptioner, NotExported
 
     if CaptionOptions.of(options).drawn:
         reason = "words are drawn at random"
     else:
         try:
-            light = LightCaptioner.load(folder)
+            light = CompiledCaptioner.load(folder)
             detail("its compiled form is loaded; TensorFlow is not needed")
             return light
-        except NotCompiled as error:
+        except NotExported as error:
             reason = f"{error}, which `captioner export --run {folder}` makes"
     say(f"TensorFlow is loaded: {reason}", quiet=quiet)
     load_tensorflow()

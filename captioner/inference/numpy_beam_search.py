@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from captioner.inference.search_options import IMPOSSIBLE, Hypotheses, SearchOptions
+from captioner.inference.search_options import NEG_INF, Hypotheses, SearchOptions
 
 State: TypeAlias = "np.ndarray | tuple[np.ndarray, ...]"  # one row a hypothesis
 # words (N,) int32, state -> logits (N, V), state, attention (N, P); N = B * K rows, a picture's K together.
@@ -75,46 +75,51 @@ def beam_search(
         [[[4, 5, 0, 0]]]
     """
     K, numbers = options.beam, np.arange(pictures)
-    first = np.full((pictures, K), IMPOSSIBLE, np.float32)
+    first = np.full((pictures, K), NEG_INF, np.float32)
     first[:, 0] = 0  # before the first word all slots are alike: only the first counts
     last = _Choice(first, np.full((pictures, K), options.start, np.int32), first, first)
     state = _rows(state, np.repeat(numbers, K))
-    said = np.full((pictures * K, options.max_words), -1, np.int32)
+    generated = np.full((pictures * K, options.max_words), -1, np.int32)
     ended = np.zeros((pictures, K), bool)
     trace = _Trace([], [], [], first.copy(), first.copy())
     while len(trace.choices) < options.max_words and not ended.all():
         number = len(trace.choices)
         logits, state, attention = step(np.maximum(last.words, 0).ravel(), state)
-        last = _extend(logits, last, ended, said=said[:, :number], options=options)
+        last = _extend(logits, last, ended, generated=generated[:, :number], options=options)
         trace.add(
             numbers, last, np.reshape(attention, (len(numbers), K, -1)) if options.return_attention else None
         )
         came_from = (last.parents + np.arange(len(numbers))[:, None] * K).ravel()  # (N,)
-        state, said = _rows(state, came_from), said[came_from]
-        said[:, number] = last.words.ravel()
+        state, generated = _rows(state, came_from), generated[came_from]
+        generated[:, number] = last.words.ravel()
         ended = ended.ravel()[came_from].reshape(-1, K)
-        ended |= (last.words == options.end) | (last.scores == IMPOSSIBLE)
+        ended |= (last.words == options.end) | (last.scores == NEG_INF)
         last, ended = _stop_when_certain(last, ended, options)
         trace.scores[numbers], trace.totals[numbers] = last.scores, last.total
         going_on = np.flatnonzero(~ended.all(1))
         if narrow is not None and 0 < len(going_on) <= WORTHWHILE * len(numbers):
             rows = (going_on[:, None] * K + np.arange(K)).ravel()
-            numbers, ended, said, state = numbers[going_on], ended[going_on], said[rows], _rows(state, rows)
+            numbers, ended, generated, state = (
+                numbers[going_on],
+                ended[going_on],
+                generated[rows],
+                _rows(state, rows),
+            )
             last, step = _Choice(*(part[going_on] for part in last)), narrow(numbers)
-    return _read_off(trace, options)
+    return _backtrack(trace, options)
 
 
 def _extend(
-    logits: np.ndarray, last: _Choice, ended: np.ndarray, *, said: np.ndarray, options: SearchOptions
+    logits: np.ndarray, last: _Choice, ended: np.ndarray, *, generated: np.ndarray, options: SearchOptions
 ) -> _Choice:
     """The K extensions by one word that score best, for each picture."""
     pictures, K = ended.shape
-    gains, words = _likeliest(np.array(logits, np.float32), said, options)
+    gains, words = _likeliest(np.array(logits, np.float32), generated, options)
     gains, words = gains.reshape(pictures, K, K), words.reshape(pictures, K, K)
     total = last.total[..., None] + gains
-    scores = total / length_factor(said.shape[1] + 1, options)
+    scores = total / length_factor(generated.shape[1] + 1, options)
     # An ended hypothesis has one extension: itself.
-    scores[ended] = IMPOSSIBLE
+    scores[ended] = NEG_INF
     scores[ended, 0] = last.scores[ended]
     total[ended] = last.total[ended][:, None]
     words[ended] = -1
@@ -124,38 +129,40 @@ def _extend(
     return _Choice(best // K, words, total, scores)
 
 
-def _likeliest(logits: np.ndarray, said: np.ndarray, options: SearchOptions) -> tuple[np.ndarray, np.ndarray]:
+def _likeliest(
+    logits: np.ndarray, generated: np.ndarray, options: SearchOptions
+) -> tuple[np.ndarray, np.ndarray]:
     """Log probabilities and ids (N, K) of the K likeliest words; of equals the lower id. Changes `logits`."""
     rows = np.arange(len(logits))
     with np.errstate(invalid="ignore"):  # a row without any possible word: infinity minus infinity
         peak = logits.max(1, keepdims=True)
         normaliser = peak + np.log(np.exp(logits - peak).sum(1, keepdims=True))
     if options.no_repeat:
-        _forbid_repeats(logits, said, options.no_repeat)
-    logits[:, [word for word in options.banned if word < logits.shape[1]]] = IMPOSSIBLE
+        _forbid_repeats(logits, generated, options.no_repeat)
+    logits[:, [word for word in options.banned if word < logits.shape[1]]] = NEG_INF
     words = np.empty((len(logits), options.beam), np.int32)
     gains = np.empty((len(logits), options.beam), np.float32)
     for k in range(options.beam):  # for a few words faster than any sorting
         words[:, k] = logits.argmax(1)
         gains[:, k] = logits[rows, words[:, k]]
-        logits[rows, words[:, k]] = IMPOSSIBLE
+        logits[rows, words[:, k]] = NEG_INF
     with np.errstate(invalid="ignore"):
         gains -= normaliser
-    gains[np.isnan(gains)] = IMPOSSIBLE
+    gains[np.isnan(gains)] = NEG_INF
     return gains, words
 
 
-def _forbid_repeats(logits: np.ndarray, said: np.ndarray, run: int) -> None:
+def _forbid_repeats(logits: np.ndarray, generated: np.ndarray, run: int) -> None:
     """-inf for words that would complete a run of `run` words that is already there."""
-    windows = said.shape[1] - run + 1
+    windows = generated.shape[1] - run + 1
     if windows < 1:
         return
-    following = said[:, run - 1 :]  # (N, windows)
+    following = generated[:, run - 1 :]  # (N, windows)
     repeated = following >= 0
     for i in range(run - 1):
-        repeated &= said[:, i : i + windows] == said[:, windows + i, None]
+        repeated &= generated[:, i : i + windows] == generated[:, windows + i, None]
     rows, places = np.nonzero(repeated)
-    logits[rows, following[rows, places]] = IMPOSSIBLE
+    logits[rows, following[rows, places]] = NEG_INF
 
 
 def _stop_when_certain(
@@ -164,15 +171,15 @@ def _stop_when_certain(
     """Ends a picture's search when nothing that goes on can still reach its `n_best` hypotheses."""
     if not 0 < options.n_best < options.beam:
         return last, ended
-    finished = np.sort(np.where(ended, last.scores, IMPOSSIBLE), axis=1)
+    finished = np.sort(np.where(ended, last.scores, NEG_INF), axis=1)
     worst = finished[:, -options.n_best]  # (B,)
-    going_on = np.where(ended, IMPOSSIBLE, last.total).max(1)
+    going_on = np.where(ended, NEG_INF, last.total).max(1)
     certain = (worst >= going_on / length_factor(options.max_words, options))[:, None]
-    scores = np.where(certain & ~ended, np.float32(IMPOSSIBLE), last.scores)
+    scores = np.where(certain & ~ended, np.float32(NEG_INF), last.scores)
     return last._replace(scores=scores), ended | certain
 
 
-def _read_off(trace: _Trace, options: SearchOptions) -> Hypotheses:
+def _backtrack(trace: _Trace, options: SearchOptions) -> Hypotheses:
     """The best hypotheses, read off backwards from the slots in which they ended."""
     slots = np.argsort(-trace.scores, axis=1, kind="stable")[:, : options.n_best or options.beam]  # (B, K)
     scores, totals = (np.take_along_axis(part, slots, 1) for part in (trace.scores, trace.totals))
@@ -183,7 +190,7 @@ def _read_off(trace: _Trace, options: SearchOptions) -> Hypotheses:
     for number in reversed(range(len(trace.choices))):
         there, choice, looks = trace.numbers[number], trace.choices[number], trace.attention[number]
         written = np.take_along_axis(choice.words, slots[there], 1)
-        real = (written >= 0) & (written != options.end) & (scores[there] != IMPOSSIBLE)
+        real = (written >= 0) & (written != options.end) & (scores[there] != NEG_INF)
         words[there, :, number] = np.where(real, written, 0)
         lengths[there] += real
         slots[there] = np.take_along_axis(choice.parents, slots[there], 1)

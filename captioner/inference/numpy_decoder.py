@@ -2,7 +2,8 @@
 
 In: the arrays of a run's best epoch, a batch of grids. Out: the next word's logits. A few matrix products of
 three rows a picture: nothing that compiles or starts is faster. What is computed, and the dimension letters,
-are explained in decoder.py and recurrence.py; a test holds the two to each other for every kind of decoder.
+are explained in models/decoder.py and models/layers/attention_gru.py; a test holds the two to each other for
+every kind of decoder.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Memory(NamedTuple):
         return Memory(*(part[numbers] for part in self))
 
 
-class LightDecoder:
+class NumPyDecoder:
     """Attention and GRU over plain arrays.
 
     Args:
@@ -42,9 +43,9 @@ class LightDecoder:
         >>> shapes |= {"start_bias": (8,), "input_bias": (24,), "state_bias": (24,)}
         >>> shapes |= {"output_bias": (8,), "word_bias": (6,)}
         >>> arrays = {name: np.ones(shape, "float32") for name, shape in shapes.items()}
-        >>> decoder = LightDecoder(DecoderConfig(units=8, embedding=4), arrays)
-        >>> memory = decoder.prepare(np.ones((2, 5, 3)))
-        >>> step, state = decoder.stepper(memory), decoder.initial_state(memory)
+        >>> decoder = NumPyDecoder(DecoderConfig(units=8, embedding=4), arrays)
+        >>> memory = decoder.project_memory(np.ones((2, 5, 3)))
+        >>> step, state = decoder.make_step_fn(memory), decoder.initial_state(memory)
         >>> logits, state, attention = step(np.array([2, 2]), state)
         >>> logits.shape, state.shape, attention.shape
         ((2, 6), (2, 8), (2, 5))
@@ -54,7 +55,7 @@ class LightDecoder:
         self.config, self.arrays = config, dict(arrays)
         self.heads = config.heads if config.attention == "dot" else 1
 
-    def prepare(self, features: np.ndarray) -> Memory:
+    def project_memory(self, features: np.ndarray) -> Memory:
         """Projects the grids (B, P, C)."""
         features = features.astype(np.float32)
         if self.config.normalised:
@@ -73,7 +74,7 @@ class LightDecoder:
         """(B, U): the state before the first word, from the mean of the grid."""
         return np.tanh(self._affine(memory.mean, "start"))
 
-    def stepper(self, memory: Memory) -> Step:
+    def make_step_fn(self, memory: Memory) -> Step:
         """The step of a search over these pictures: words (N,), state (N, U) → logits, state, attention."""
         arrays, U = self.arrays, self.config.units
 

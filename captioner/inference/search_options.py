@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from captioner.errors import ConfigError
 
-IMPOSSIBLE = float("-inf")  # the score of what cannot be chosen
+NEG_INF = float("-inf")  # the score of what cannot be chosen
 
 
 @dataclass(frozen=True)

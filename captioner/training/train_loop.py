@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from captioner.config import PhaseConfig
 from captioner.errors import CaptionerError, DataError
-from captioner.evaluation.evaluate import score_captions
+from captioner.evaluation.scoring import score_captions
 from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import Failure
 from captioner.runs.run_folder import Run

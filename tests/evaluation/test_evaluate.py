@@ -10,18 +10,12 @@ import numpy as np
 import pytest
 
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
-from captioner.data.datasets import load_split
+from captioner.data.datasets import load_split, training_captions
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import DataError
-from captioner.evaluation.evaluate import (
-    Protocol,
-    evaluate,
-    judge,
-    score_captions,
-    shuffled,
-    training_captions,
-)
+from captioner.evaluation.evaluate import EvaluationOptions, evaluate
 from captioner.evaluation.metrics import score
+from captioner.evaluation.scoring import score_captions, score_with_chance, shuffled
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run
@@ -56,16 +50,16 @@ def test_shuffling_leaves_no_picture_its_own_features() -> None:
 
 def test_captions_that_fit_beat_the_same_captions_shuffled() -> None:
     captions = [references[0] for references in REFERENCES]
-    found = judge(REFERENCES, captions, known=captions[:4])
+    found = score_with_chance(REFERENCES, captions, known=captions[:4])
     assert found["bleu1"] == found["rouge_l"] == 100
     assert found["cider"] > 4 * found["shuffled"]["cider"]
     assert (found["distinct"], found["novel"], found["mean_words"]) == (100, 75, 3)
     assert found["warnings"] == []
-    assert "novel" not in judge(REFERENCES, captions)
+    assert "novel" not in score_with_chance(REFERENCES, captions)
 
 
 def test_a_model_that_does_not_look_is_found_out() -> None:
-    found = judge(REFERENCES, ["a red a"] * len(REFERENCES))
+    found = score_with_chance(REFERENCES, ["a red a"] * len(REFERENCES))
     alike, chance = found["warnings"]
     assert "only 1 different captions for 16 pictures" in alike and "16 times" in alike
     assert "with the pictures shuffled" in chance
@@ -74,16 +68,16 @@ def test_a_model_that_does_not_look_is_found_out() -> None:
 
 def test_varied_captions_of_other_pictures_are_found_out_too() -> None:
     captions = [REFERENCES[place][0] for place in shuffled(len(REFERENCES))]
-    assert len(judge(REFERENCES, captions)["warnings"]) == 1
+    assert len(score_with_chance(REFERENCES, captions)["warnings"]) == 1
 
 
 def test_empty_captions_are_counted() -> None:
     captions = ["", "", *(references[0] for references in REFERENCES[2:])]
-    assert judge(REFERENCES, captions)["warnings"] == ["2 captions are empty"]
+    assert score_with_chance(REFERENCES, captions)["warnings"] == ["2 captions are empty"]
 
 
 def test_one_picture_has_nothing_to_be_shuffled_with() -> None:
-    found = judge([["a dog"]], ["a dog"])
+    found = score_with_chance([["a dog"]], ["a dog"])
     assert found["shuffled"] is None and found["warnings"] == []
 
 
@@ -95,7 +89,7 @@ def test_figures_of_an_epoch() -> None:
 
 
 def test_evaluation_writes_predictions_and_scores(run: Path, scenes_folder: Path, tmp_path: Path) -> None:
-    found = evaluate(run, scenes_folder, tmp_path, plan=Protocol(batch_size=8), quiet=True)
+    found = evaluate(run, scenes_folder, tmp_path, plan=EvaluationOptions(batch_size=8), quiet=True)
     records = load_split(scenes_folder, "test").records
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert [line["id"] for line in lines] == [record.id for record in records]
@@ -116,7 +110,7 @@ def test_evaluation_writes_predictions_and_scores(run: Path, scenes_folder: Path
 
 def test_evaluation_gives_the_same_files_again(run: Path, scenes_folder: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        evaluate(run, scenes_folder, tmp_path / name, plan=Protocol("dev", beam=2), quiet=True)
+        evaluate(run, scenes_folder, tmp_path / name, plan=EvaluationOptions("dev", beam=2), quiet=True)
     one, two = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two"))
     assert one == two
     first, second = (json.loads((tmp_path / name / "scores.json").read_bytes()) for name in ("one", "two"))

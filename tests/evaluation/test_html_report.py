@@ -18,9 +18,9 @@ from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import CaptionedImage, load_split
 from captioner.data.vocabulary import Vocabulary
 from captioner.evaluation.error_analysis import content_words, find_mistakes, word_shares
-from captioner.evaluation.evaluate import Evaluation, judge
 from captioner.evaluation.html_report import ranked, write_review
 from captioner.evaluation.metrics import per_caption
+from captioner.evaluation.scoring import Evaluation, score_with_chance
 from captioner.inference.caption import Caption
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
@@ -34,11 +34,12 @@ def test_mistakes_name_what_people_said_in_the_same_place() -> None:
     references = [["a boy runs", "the boy runs fast"]] * 3 + [["a girl runs", "a girl is running"]] * 3
     captions = ["a girl runs"] * 2 + ["a boy runs"] + ["a girl runs"] * 2 + ["a a man sits"]
     found = find_mistakes(references, captions)
-    assert [(swap.said, swap.instead, swap.pictures) for swap in found.swaps] == [("girl", "boy", (0, 1))]
+    confusions = [(one.hypothesis, one.reference, one.pictures) for one in found.confusions]
+    assert confusions == [("girl", "boy", (0, 1))]
     assert [(count.text, count.times, count.of) for count in found.invented] == [("girl", 2, 4)]
     assert [(count.text, count.times, count.of) for count in found.missed] == [("boy", 2, 3)]
     assert [(count.text, count.times) for count in found.repeated] == [("a girl runs", 4)]
-    assert found.stuttering == [5]
+    assert found.repetitive == [5]
 
 
 def test_content_words_are_those_people_agree_on_in_any_language() -> None:
@@ -84,7 +85,9 @@ def found(tmp_path: Path) -> Evaluation:
         )
         text = f"a {colour} thing" if number < 8 else "<script> alert"
         captions.append(Caption(path.name, text, -number / 10, -1.0, tuple(text.split())))
-    scores = judge([record.captions for record in records], [caption.text for caption in captions])
+    scores = score_with_chance(
+        [record.captions for record in records], [caption.text for caption in captions]
+    )
     rule = {"split": "test", "run": "<run>", "epoch": "scratch 3", "beam": 3, "encoder": "small_cnn"}
 
     def look(ids: Any) -> list[Caption]:

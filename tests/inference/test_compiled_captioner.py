@@ -24,10 +24,10 @@ from captioner.inference import beam_search as search
 from captioner.inference import numpy_beam_search as light_search
 from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
-from captioner.inference.compiled_captioner import COMPILED, GRAPH, MANIFEST, LightCaptioner, NotCompiled
+from captioner.inference.compiled_captioner import COMPILED, GRAPH, MANIFEST, CompiledCaptioner, NotExported
 from captioner.inference.compiled_weights import put_back, take_out
 from captioner.inference.loading import load_captioner
-from captioner.inference.numpy_decoder import LightDecoder
+from captioner.inference.numpy_decoder import NumPyDecoder
 from captioner.inference.search_options import SearchOptions
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
@@ -181,10 +181,10 @@ def test_the_decoder_is_that_of_tensorflow(kind: dict[str, Any]) -> None:
     features, words = draw.normal(size=(5, 9, 24)).astype(np.float16), draw.integers(0, 50, 15, np.int32)
     memory = decoder.prepare(features)
     state = np.repeat(decoder.initial_state(memory), 3, axis=0)
-    light = LightDecoder(config, arrays)
-    prepared = light.prepare(features)
+    light = NumPyDecoder(config, arrays)
+    prepared = light.project_memory(features)
     np.testing.assert_allclose(np.repeat(light.initial_state(prepared), 3, axis=0), state, atol=1e-5)
-    found = light.stepper(prepared)(words, state)
+    found = light.make_step_fn(prepared)(words, state)
     for ours, theirs in zip(found, decoder.step(words, state, memory), strict=True):
         assert ours.dtype == np.float32
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
@@ -200,7 +200,7 @@ def test_captions_are_those_of_tensorflow(
     run: Path, original: Captioner, pictures: np.ndarray, options: dict[str, Any]
 ) -> None:
     expected = original.caption(pictures, **options)
-    found = LightCaptioner.load(run).caption(pictures, **options)
+    found = CompiledCaptioner.load(run).caption(pictures, **options)
     assert len({caption.text for caption in found}) > 1
     for ours, theirs in zip(found, expected, strict=True):
         assert (ours.text, ours.words) == (theirs.text, theirs.words)
@@ -213,7 +213,7 @@ def test_captions_are_those_of_tensorflow(
 
 @pytest.mark.parametrize("beam", [1, 3])
 def test_a_picture_alone_is_as_among_others(run: Path, pictures: np.ndarray, beam: int) -> None:
-    captioner = LightCaptioner.load(run)
+    captioner = CompiledCaptioner.load(run)
     together = captioner.caption(pictures, beam=beam)
     for picture, caption in zip(pictures, together, strict=True):
         assert captioner.caption(picture, beam=beam) == [caption]
@@ -221,7 +221,7 @@ def test_a_picture_alone_is_as_among_others(run: Path, pictures: np.ndarray, bea
 
 
 def test_features_that_are_known_need_no_cnn(run: Path, pictures: np.ndarray) -> None:
-    captioner = LightCaptioner.load(run)
+    captioner = CompiledCaptioner.load(run)
     features = captioner.encode(pictures[:3, :32, :32])
     assert features.dtype == np.float16 and features.shape == (3, 8, 128)  # 2 x 2, and mirrored
     found = captioner.caption_features(features)
@@ -232,12 +232,12 @@ def test_features_that_are_known_need_no_cnn(run: Path, pictures: np.ndarray) ->
 def test_a_bad_picture_is_a_record(run: Path, pictures: np.ndarray, tmp_path: Path) -> None:
     Image.fromarray(pictures[0]).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("<html>", encoding="utf-8")
-    bad, good = LightCaptioner.load(run).caption([tmp_path / "bad.png", tmp_path / "good.png"])
+    bad, good = CompiledCaptioner.load(run).caption([tmp_path / "bad.png", tmp_path / "good.png"])
     assert (bad.error or "").startswith("is no picture") and good.error is None
 
 
 def test_the_encoder_serves_many_threads(run: Path, pictures: np.ndarray) -> None:
-    encoder = LightCaptioner.load(run).encoder
+    encoder = CompiledCaptioner.load(run).encoder
     alone = [encoder.encode(picture[:32, :32]) for picture in pictures]
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda picture: encoder.encode(picture[:32, :32]), [*pictures] * 3))
@@ -246,7 +246,7 @@ def test_the_encoder_serves_many_threads(run: Path, pictures: np.ndarray) -> Non
 
 def test_words_are_not_drawn(run: Path, pictures: np.ndarray) -> None:
     with pytest.raises(ConfigError, match="drawn"):
-        LightCaptioner.load(run).caption(pictures[0], temperature=0.5)
+        CompiledCaptioner.load(run).caption(pictures[0], temperature=0.5)
 
 
 # Which form of a run is used.
@@ -256,30 +256,30 @@ def test_a_compiled_form_of_other_weights_is_not_used(copy: Path) -> None:
     make_run(copy.parent / "other", seed=3)
     for name in ("weights.safetensors", "best.json"):
         shutil.copy(copy.parent / "other" / BEST / name, copy / BEST / name)
-    with pytest.raises(NotCompiled, match="not of its present weights"):
-        LightCaptioner.load(copy)
+    with pytest.raises(NotExported, match="not of its present weights"):
+        CompiledCaptioner.load(copy)
     export(copy, ExportPlan(quiet=True))
-    assert LightCaptioner.load(copy)
+    assert CompiledCaptioner.load(copy)
 
 
 def test_a_run_without_or_with_a_foreign_compiled_form(copy: Path) -> None:
     manifest = read_manifest(copy / COMPILED / MANIFEST)
     for key, value, reason in (("format", 9, "another version"), ("vocabulary", "", "another vocabulary")):
         write_manifest(copy / COMPILED / MANIFEST, {**manifest, key: value})
-        with pytest.raises(NotCompiled, match=reason):
-            LightCaptioner.load(copy)
+        with pytest.raises(NotExported, match=reason):
+            CompiledCaptioner.load(copy)
     shutil.rmtree(copy / COMPILED)
-    with pytest.raises(NotCompiled, match="has no compiled form"):
-        LightCaptioner.load(copy)
+    with pytest.raises(NotExported, match="has no compiled form"):
+        CompiledCaptioner.load(copy)
     with pytest.raises(RunError, match="no such folder"):
-        LightCaptioner.load(copy / "nowhere")
+        CompiledCaptioner.load(copy / "nowhere")
 
 
 def test_a_damaged_compiled_form_is_named(copy: Path) -> None:
     path = copy / COMPILED / GRAPH
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(RunError, match="encoder.graph: cut short"):
-        LightCaptioner.load(copy)
+        CompiledCaptioner.load(copy)
 
 
 # The compiled form holds no weights of its own.
@@ -316,14 +316,14 @@ def test_a_compiled_form_takes_little_room(run: Path) -> None:
 
 def test_without_litert_tensorflow_is_used(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
-    with pytest.raises(NotCompiled, match="pip install ai-edge-litert"):
-        LightCaptioner.load(run)
+    with pytest.raises(NotExported, match="pip install ai-edge-litert"):
+        CompiledCaptioner.load(run)
 
 
 def test_what_captions_is_said_where_it_takes_longer(
     run: Path, copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert isinstance(load_captioner(run, {"beam": 2}), LightCaptioner)
+    assert isinstance(load_captioner(run, {"beam": 2}), CompiledCaptioner)
     assert capsys.readouterr().err == ""
     assert isinstance(load_captioner(run, {"top_k": 5}), Captioner)
     assert "TensorFlow is loaded: words are drawn at random" in capsys.readouterr().err
@@ -364,7 +364,7 @@ def test_the_model_that_comes_along_says_the_same(flickr8k: Path) -> None:
 
     try:
         folder = find_run(None)
-        light = LightCaptioner.load(folder)
+        light = CompiledCaptioner.load(folder)
     except CaptionerError as error:
         pytest.skip(str(error))
     paths = [record.path for record in load_split(flickr8k, "dev").records]

@@ -2,8 +2,8 @@
 
 In: a run folder. Out, once its captions of some pictures were compared with the run's own:
 
-    litert       RUN/compiled/ (see light.py), what `captioner caption` uses; or, in a folder named,
-                 encoder.tflite, decoder.tflite (signatures `start` and `step`), vocabulary.txt
+    litert       RUN/compiled/ (see inference/compiled_captioner.py), what `captioner caption` uses;
+                 or, in a folder named, encoder.tflite, decoder.tflite (`start`, `step`), vocabulary.txt
     onnx         encoder.onnx, start.onnx, step.onnx, vocabulary.txt
     savedmodel   1/, as TensorFlow Serving expects it: whole pictures in, sentences out
 
@@ -57,7 +57,7 @@ class Job:
     """What a writer works from."""
 
     run: Run
-    captioner: Any  # predict.Captioner
+    captioner: Any  # captioner.Captioner
     precision: str
     alone: bool  # without the run
     data: Path | None

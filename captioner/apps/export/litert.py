@@ -1,6 +1,6 @@
 """A run for LiteRT: the compiled form that captions without TensorFlow, or models for other devices.
 
-In: a run's networks. Out: the encoder's graph and what vouches for it in the run's `compiled/` (light.py); or
+In: a run's networks. Out: in the run's `compiled/` the encoder's graph and what vouches for it; or
 `encoder.tflite` and `decoder.tflite` (signatures `start` and `step`, see export_networks.py) for one picture
 and the run's beam.
 """
@@ -21,9 +21,9 @@ from captioner.apps.export.signatures import ExportedCaptioner, Networks, networ
 from captioner.data.datasets import load_split
 from captioner.data.images import read_image
 from captioner.errors import ImageError, MissingExtra
-from captioner.inference.compiled_captioner import FORMAT, GRAPH, MANIFEST, LightCaptioner, LightEncoder
+from captioner.inference.compiled_captioner import FORMAT, GRAPH, MANIFEST, CompiledCaptioner, LiteRTEncoder
 from captioner.inference.compiled_weights import put_back, take_out
-from captioner.inference.numpy_decoder import LightDecoder
+from captioner.inference.numpy_decoder import NumPyDecoder
 from captioner.runs.run_folder import BEST
 from captioner.runs.weights import WEIGHTS, arrays_in, part
 from captioner.system.console import silent_stderr
@@ -50,7 +50,7 @@ def write(job: Job, folder: Path) -> Ways:
     return {"litert": Way(answers_of(made), TOLERANCES[job.precision])}
 
 
-def _compiled(job: Job, folder: Path, encoder: bytes) -> LightCaptioner:
+def _compiled(job: Job, folder: Path, encoder: bytes) -> CompiledCaptioner:
     """Writes graph and manifest, and gives what `captioner caption` will use."""
     run = job.run
     weights = run.folder / BEST / WEIGHTS
@@ -68,9 +68,9 @@ def _compiled(job: Job, folder: Path, encoder: bytes) -> LightCaptioner:
     }
     write_manifest(folder / MANIFEST, made_from)
     with silent_stderr():
-        light = LightEncoder(put_back(graph, places, stored), run.encoder_info)
-    decoder = LightDecoder(run.config.decoder, job.captioner.decoder.weights_dict())
-    return LightCaptioner(light, decoder, run)
+        light = LiteRTEncoder(put_back(graph, places, stored), run.encoder_info)
+    decoder = NumPyDecoder(run.config.decoder, job.captioner.decoder.weights_dict())
+    return CompiledCaptioner(light, decoder, run)
 
 
 def _convert(

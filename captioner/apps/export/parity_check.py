@@ -84,7 +84,7 @@ def compare(captioner: Any, ways: Ways, pictures: Sequence[Path]) -> Iterator[Ch
 
 
 def answers_of(captioner: Any) -> Callable[[Sequence[Path]], list[Answer]]:
-    """How a `Captioning` answers; of pictures that cannot be read: nothing."""
+    """How a `BaseCaptioner` answers; of pictures that cannot be read: nothing."""
 
     def answers(pictures: Sequence[Path]) -> list[Answer]:
         found = captioner.caption(pictures)

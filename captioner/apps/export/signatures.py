@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from captioner.inference.base import Captioning
+from captioner.inference.base import BaseCaptioner
 from captioner.inference.caption import CaptionOptions
 from captioner.inference.numpy_beam_search import beam_search
 from captioner.inference.search_options import Hypotheses, SearchOptions
@@ -78,7 +78,7 @@ def save(captioner: Any, functions: Mapping[str, Any], folder: str | Path) -> No
     tf.saved_model.save(module, str(folder), signatures=dict(functions))
 
 
-class ExportedCaptioner(Captioning):
+class ExportedCaptioner(BaseCaptioner):
     """Captions by three converted functions and the NumPy search: how an export is used, and compared.
 
     Args:
@@ -96,7 +96,7 @@ class ExportedCaptioner(Captioning):
         parts = [self.functions.encode(pixels=part)["cells"] for part in self._parts(pixels)]
         return np.concatenate(parts).astype(np.float16)
 
-    def _hypotheses(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
+    def _decode(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
         wanted = self.search_options(options)
         found = [self._search_part(part, wanted) for part in self._parts(features.astype(np.float32))]
         return Hypotheses(

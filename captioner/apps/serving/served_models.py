@@ -75,9 +75,9 @@ class _Networks:
 
     def _loaded(self, options: CaptionOptions) -> Any:
         if options.drawn not in self._captioners:
-            from captioner.inference.compiled_captioner import LightCaptioner
+            from captioner.inference.compiled_captioner import CompiledCaptioner
 
-            heavy = [one for one in self._captioners.values() if not isinstance(one, LightCaptioner)]
+            heavy = [one for one in self._captioners.values() if not isinstance(one, CompiledCaptioner)]
             self._captioners[options.drawn] = (
                 heavy[0] if heavy else load_captioner(self._folder, vars(options), quiet=True)
             )
