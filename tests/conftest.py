@@ -28,6 +28,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def narration() -> Iterator[None]:
+    """What a test said of --quiet holds for no other test: it is a state of the process."""
+    yield
+    from captioner.system import voice
+
+    voice.speak()
+
+
 @pytest.fixture(scope="session")
 def scenes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drawn data set of 48 small pictures with train, dev and test; do not write into it."""
