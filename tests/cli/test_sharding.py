@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from captioner.apps.sidecars.job import FolderPlan, caption_folders
-from captioner.apps.sidecars.journal import JOURNAL, Journal, held
+from captioner.apps.sidecars.journal import JOURNAL, Journal, folder_lock
 from captioner.apps.sidecars.summary import Outcomes
 from captioner.cli.main import main
 from captioner.data import feature_cache as shards
@@ -253,12 +253,12 @@ def test_another_number_of_workers_may_go_on(tmp_path: Path) -> None:
 
 def test_parts_side_by_side_but_not_with_the_whole(tmp_path: Path) -> None:
     photos(tmp_path, "a.jpg", "b.jpg")
-    with held(tmp_path, Part(1, 2)):
+    with folder_lock(tmp_path, Part(1, 2)):
         assert caption(tmp_path, Model(), part=Part(2, 2)).captioned == 1
         for part in (Part(), Part(1, 2)):
             with pytest.raises(RunError, match="another captioner is at work"):
                 caption(tmp_path, Model(), part=part)
-    with held(tmp_path), pytest.raises(RunError, match="another captioner is at work"):
+    with folder_lock(tmp_path), pytest.raises(RunError, match="another captioner is at work"):
         caption(tmp_path, Model(), part=Part(1, 2))
 
 
@@ -269,8 +269,8 @@ def test_a_newer_model_wins_over_an_older_part(tmp_path: Path) -> None:
     journal = Journal(tmp_path, Part(1, 1000))
     journal.add([{**journal.entry("a.jpg"), "job": "two"}])
     assert Journal(tmp_path).entry("a.jpg")["job"] == "two"
-    with held(tmp_path):
-        (both := Journal(tmp_path)).unite()
+    with folder_lock(tmp_path):
+        (both := Journal(tmp_path)).merge_journals()
     assert both.entry("a.jpg")["job"] == "two" and not both.in_parts
 
 

@@ -14,28 +14,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from captioner.apps.sidecars.formats import Found, joined
-from captioner.apps.sidecars.journal import Journal, held
-from captioner.apps.sidecars.targets import Look, Target
+from captioner.apps.sidecars.formats import CaptionRecord, append_caption
+from captioner.apps.sidecars.journal import Journal, folder_lock
+from captioner.apps.sidecars.plan import FolderPlan
+from captioner.apps.sidecars.targets import ExistingCaption, Target
 from captioner.data.images import read_image
 from captioner.errors import CaptionerError, ImageError
 from captioner.system.files import digest_bytes
-from captioner.system.shard_spec import Part
 
 NO_WORDS = "the model found no words for it"
-
-
-class Plan(Protocol):
-    """What a folder has to know of a `folders.FolderPlan`."""
-
-    @property
-    def job(self) -> str: ...
-    @property
-    def if_exists(self) -> str: ...
-    @property
-    def part(self) -> Part: ...
 
 
 @dataclass(frozen=True)
@@ -50,28 +39,28 @@ class Version:
         """Whether a journal's entry, or its note on one sidecar, speaks of this model and this picture."""
         return bool(note.get("job") == self.job and note.get("stamp") == self.stamp)
 
-    def verdict(self, look: Look, note: Mapping[str, Any]) -> str:
+    def decide(self, existing: ExistingCaption, note: Mapping[str, Any]) -> str:
         """What to do: "write"; "renew", write over one of ours; nothing, for "done" or to "keep" another's.
 
         `note` holds the version a sidecar was written for, digests of its text before and after that, and
         whether the text was all ours.
         """
-        current = _mark(look.text) if look.there and look.text else None
+        current = _mark(existing.text) if existing.there and existing.text else None
         if note and self.is_of(note):
             arrived = current is not None and current != note["before"]
             more = self.if_exists == "overwrite" and not note["ours"] and current == note["after"]
             return "done" if arrived and not more else "write"
-        if look.text is None:
+        if existing.text is None:
             return "write"
         # Ours to the letter, of an earlier version of the picture: nobody's work is lost.
         if note and note["stamp"] != self.stamp and note["ours"] and current == note["after"]:
             return "renew"
         return "keep" if self.if_exists == "skip" else "write"
 
-    def text(self, verdict: str, look: Look, caption: str) -> str:
+    def text(self, decision: str, existing: ExistingCaption, caption: str) -> str:
         """What the sidecar is to say."""
-        adds = verdict == "write" and self.if_exists == "append" and look.text is not None
-        return joined(look.text or "", caption) if adds else caption
+        adds = decision == "write" and self.if_exists == "append" and existing.text is not None
+        return append_caption(existing.text or "", caption) if adds else caption
 
 
 class Result(NamedTuple):
@@ -79,20 +68,20 @@ class Result(NamedTuple):
 
     name: str
     stamp: str
-    found: Found | str  # or why nothing was
+    found: CaptionRecord | str  # or why nothing was
 
 
 class _Writing(NamedTuple):
     name: str  # of the picture
     target: Target
-    look: Look
+    existing: ExistingCaption
     content: bytes
-    found: Found
+    found: CaptionRecord
 
     def store(self) -> str | None:
         """Writes; says what is wrong."""
         try:
-            self.target.store(self.look, self.content, self.found)
+            self.target.store(self.existing, self.content, self.found)
         except CaptionerError as error:
             _stop_if_full(error)
             return str(error)
@@ -104,25 +93,26 @@ class Folder:
 
     Args:
         path: of the pictures.
-        place: of journal and sidecars.
+        sidecar_folder: of journal and sidecars.
         targets: by kind.
-        plan: a `folders.FolderPlan`: its job and its way with captions that are there (see `Version`), and
-            which part of the pictures is ours.
+        plan: of the job: which model, what happens to captions that exist already, which shard is ours.
     """
 
-    def __init__(self, path: Path, place: Path, targets: Mapping[str, Target], plan: Plan) -> None:
-        self.path, self.place, self.targets = path, place, targets
+    def __init__(
+        self, path: Path, sidecar_folder: Path, targets: Mapping[str, Target], plan: FolderPlan
+    ) -> None:
+        self.path, self.sidecar_folder, self.targets = path, sidecar_folder, targets
         self._job, self._if_exists, self._part = plan.job, plan.if_exists, plan.part
-        self._journal = Journal(place, plan.part)
+        self._journal = Journal(sidecar_folder, plan.part)
         self._lock = ExitStack()
 
-    def hold(self) -> None:
-        """Keeps the place of the sidecars for this process; see `journals.held`."""
-        self._lock.enter_context(held(self.place, self._part))
+    def lock(self) -> None:
+        """Keeps the folder of the sidecars for this process; see `journal.folder_lock`."""
+        self._lock.enter_context(folder_lock(self.sidecar_folder, self._part))
 
-    def unite(self) -> None:
+    def merge_journals(self) -> None:
         """Makes one journal of those of several workers; only while held."""
-        self._journal.unite()
+        self._journal.merge_journals()
 
     @property
     def in_parts(self) -> bool:
@@ -130,7 +120,7 @@ class Folder:
         return self._part.whole and self._journal.in_parts
 
     def release(self) -> None:
-        """Ends `hold`."""
+        """Ends `lock`."""
         self._lock.close()
 
     def stamp(self, name: str) -> str:
@@ -141,7 +131,7 @@ class Folder:
             return ""
         return f"{status.st_size}-{status.st_mtime_ns}"
 
-    def need(self, name: str) -> tuple[str, str]:
+    def status(self, name: str) -> tuple[str, str]:
         """What a picture needs.
 
         Returns:
@@ -150,21 +140,21 @@ class Folder:
         """
         entry = self._journal.entry(name)
         version = self._version(self.stamp(name))
-        verdicts, problem = set(), ""
+        decisions, problem = set(), ""
         for kind, target in self.targets.items():
             note = _note(entry, kind)
             try:
-                look = target.look(name, note.get("name"))
+                existing = target.existing(name, note.get("name"))
             except CaptionerError as error:
                 problem = problem or str(error)
             else:
-                verdicts.add("write" if look.moves_from else version.verdict(look, note))
-        if verdicts & {"write", "renew"}:
+                decisions.add("write" if existing.moves_from else version.decide(existing, note))
+        if decisions & {"write", "renew"}:
             problem = self._fails_still(name, entry) if version.is_of(entry) else ""
             if problem:
                 return "failed", problem
             return ("known" if version.is_of(entry) and "found" in entry else "caption"), ""
-        return ("failed", problem) if problem else ("keep" if "keep" in verdicts else "done", "")
+        return ("failed", problem) if problem else ("keep" if "keep" in decisions else "done", "")
 
     def _fails_still(self, name: str, entry: Mapping[str, Any]) -> str:
         """Why a picture that failed before would fail again; found out without a model."""
@@ -176,12 +166,12 @@ class Folder:
             return error.reason
         return NO_WORDS if entry["error"] == NO_WORDS else ""
 
-    def known(self, name: str) -> Result:
+    def recorded(self, name: str) -> Result:
         """What the journal knows of a picture."""
         entry = self._journal.entry(name)
         return Result(name, entry["stamp"], entry["found"])
 
-    def settle(self, results: Sequence[Result], threads: ThreadPoolExecutor) -> Iterator[tuple[str, str]]:
+    def commit(self, results: Sequence[Result], threads: ThreadPoolExecutor) -> Iterator[tuple[str, str]]:
         """Writes what is to be written for these pictures, and gives those that failed, with why.
 
         Raises:
@@ -217,35 +207,35 @@ class Folder:
         problem = ""
         for kind in self.targets:
             try:
-                notes[kind] = self._promise(kind, result, _note(entry, kind), writings)
+                notes[kind] = self._plan_write(kind, result, _note(entry, kind), writings)
             except CaptionerError as error:
                 problem = problem or str(error)
         notes = {kind: note for kind, note in notes.items() if note}
         return {**line, "found": dict(result.found), "sidecars": notes}, problem
 
-    def _promise(
+    def _plan_write(
         self, kind: str, result: Result, note: dict[str, Any], writings: list[_Writing]
     ) -> dict[str, Any]:
         """The journal's note on one sidecar."""
         assert not isinstance(result.found, str)
         target, version = self.targets[kind], self._version(result.stamp)
-        look = target.look(result.name, note.get("name"))
-        if look.moves_from:
-            target.move(look)
-            look = look._replace(moves_from=None)
-            note = {**note, "name": look.name}
-        verdict = version.verdict(look, note)
-        if verdict not in ("write", "renew"):
+        existing = target.existing(result.name, note.get("name"))
+        if existing.moves_from:
+            target.move(existing)
+            existing = existing._replace(moves_from=None)
+            note = {**note, "name": existing.name}
+        decision = version.decide(existing, note)
+        if decision not in ("write", "renew"):
             return note
         caption = result.found["caption"]
-        text = version.text(verdict, look, caption)
-        content, after = target.compose(look, text, result.found)
-        writings.append(_Writing(result.name, target, look, content, result.found))
+        text = version.text(decision, existing, caption)
+        content, after = target.compose(existing, text, result.found)
+        writings.append(_Writing(result.name, target, existing, content, result.found))
         return {
-            "name": look.name,
+            "name": existing.name,
             "job": self._job,
             "stamp": result.stamp,
-            "before": None if look.text is None else _mark(look.text),
+            "before": None if existing.text is None else _mark(existing.text),
             "after": _mark(after),
             "ours": text == caption,
         }

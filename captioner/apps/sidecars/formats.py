@@ -25,7 +25,7 @@ from captioner.errors import DataError
 from captioner.system.files import json_text
 from captioner.system.shard_spec import Part
 
-Found = Mapping[str, Any]  # what was found out about a picture: caption, score, perhaps alternatives
+CaptionRecord = Mapping[str, Any]  # what was found out about a picture: caption, score, perhaps alternatives
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sidecar:
     # The caption in a file's content, or None. Raises DataError for what is no such file.
     read: Callable[[bytes], str | None]
     # The content (b"": none yet) with this text in place of the caption in it.
-    write: Callable[[bytes, str, Found], bytes]
+    write: Callable[[bytes, str, CaptionRecord], bytes]
     # Content for a new file, taken from the picture itself; None: a new file begins with nothing.
     begin: Callable[[Path], bytes] | None = None
 
@@ -59,34 +59,34 @@ def sheets_of_parts(sheet: Path) -> list[Path]:
     return sorted(sheet.parent.glob(f"{sheet.stem}.*-of-*{sheet.suffix}"))
 
 
-def joined(old: str, new: str) -> str:
+def append_caption(old: str, new: str) -> str:
     """A further caption on a line of its own, unless it is there already.
 
-    >>> joined("ein Hund", "ein Hund im Gras"), joined("a\\nb", "b")
+    >>> append_caption("ein Hund", "ein Hund im Gras"), append_caption("a\\nb", "b")
     ('ein Hund\\nein Hund im Gras', 'a\\nb')
     """
     return old if new in old.split("\n") else f"{old}\n{new}"
 
 
-def ambiguous(pictures: Collection[str]) -> set[str]:
+def names_needing_suffix(pictures: Collection[str]) -> set[str]:
     """Names of pictures in one folder whose sidecars must keep the picture's suffix to be told apart.
 
     Letters count as equal if some file system holds them for equal: in either case, in either composition.
 
-    >>> sorted(ambiguous(["cat.jpg", "dog.jpg", "Dog.png"]))
+    >>> sorted(names_needing_suffix(["cat.jpg", "dog.jpg", "Dog.png"]))
     ['Dog.png', 'dog.jpg']
     """
-    names = {name: folded(name) for name in pictures}
-    stems = {name: folded(os.path.splitext(name)[0]) for name in pictures}
+    names = {name: casefold_name(name) for name in pictures}
+    stems = {name: casefold_name(os.path.splitext(name)[0]) for name in pictures}
     count, taken = Counter(stems.values()), set(names.values())
     # photo.jpg.png may not have photo.jpg.txt where photo.jpg might need it.
     return {name for name, stem in stems.items() if count[stem] > 1 or stem in taken}
 
 
-def folded(name: str) -> str:
+def casefold_name(name: str) -> str:
     """What of a name all file systems tell apart.
 
-    >>> folded("A.JPG") == folded("a.jpg")
+    >>> casefold_name("A.JPG") == casefold_name("a.jpg")
     True
     """
     return unicodedata.normalize("NFC", name.casefold())
@@ -108,7 +108,7 @@ def _read_text(content: bytes) -> str | None:
     return text.replace("\r\n", "\n").strip() or None
 
 
-def _write_text(content: bytes, text: str, found: Found) -> bytes:
+def _write_text(content: bytes, text: str, found: CaptionRecord) -> bytes:
     return f"{text}\n".encode("utf-8", "surrogateescape")
 
 
@@ -119,7 +119,7 @@ def _read_json(content: bytes) -> str | None:
     return str(captions) if captions else None
 
 
-def _write_json(content: bytes, text: str, found: Found) -> bytes:
+def _write_json(content: bytes, text: str, found: CaptionRecord) -> bytes:
     return json_bytes({**_object(content), **found, "caption": text}, indent=2) + b"\n"
 
 

@@ -15,28 +15,21 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.apps.sidecars.csv_table import Table
 from captioner.apps.sidecars.folder_state import NO_WORDS, Folder, Result
-from captioner.apps.sidecars.formats import WRITERS, Found, Sheet, Sidecar, sheets_of_parts
-from captioner.apps.sidecars.journal import held
+from captioner.apps.sidecars.formats import WRITERS, CaptionRecord, Sheet, sheets_of_parts
+from captioner.apps.sidecars.journal import folder_lock
+from captioner.apps.sidecars.plan import FolderPlan
 from captioner.apps.sidecars.summary import Outcomes
-from captioner.apps.sidecars.targets import NAMES, Neighbours, Rows, Sidecars, Target, writable
+from captioner.apps.sidecars.targets import CsvRowTarget, Neighbours, SidecarTarget, Target, writable
 from captioner.data.image_files import Pictures, is_picture_name
-from captioner.errors import ConfigError, unknown_name
 from captioner.system.console import bar
 from captioner.system.files import storing
-from captioner.system.shard_spec import WHOLE, Part
 
-IF_EXISTS = {  # what happens to a caption that is there and is not from this program
-    "skip": "it stays as it is",
-    "overwrite": "it is replaced",
-    "append": "it stays, the new one is added on a line below it",
-}
 CHUNK = 32  # pictures written at a time: a batch of the captioner, for one wait on the disk
 _WRITING_THREADS = 8  # which wait for the disk together
 
@@ -45,40 +38,13 @@ CaptionsOf = Callable[[Iterable[Path]], Iterator[Any]]  # paths → a `Caption` 
 _Missing = list[tuple[Path, list[str]]]  # folders, and in each the names of what needs a caption
 
 
-@dataclass(frozen=True)
-class FolderPlan:
-    """What to write, and where."""
-
-    write: tuple[str, ...] = ("txt",)  # rows of WRITERS
-    out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
-    if_exists: str = "skip"  # one of IF_EXISTS
-    names: str = "short"  # one of NAMES
-    part: Part = WHOLE  # which of the pictures are this worker's, where several share them
-    job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
-
-    def check(self) -> None:
-        """Raises ConfigError for a name that is not known, MissingExtra for a part that is not installed."""
-        for kind in self.write:
-            if kind not in WRITERS:
-                raise ConfigError(unknown_name("kind of file to write", kind, WRITERS))
-            row = WRITERS[kind]
-            if isinstance(row, Sidecar):
-                row.write(b"", "a test", {"caption": "a test"})
-        for what, value, known in (
-            ("--if-exists", self.if_exists, IF_EXISTS),
-            ("--names", self.names, NAMES),
-        ):
-            if value not in known:
-                raise ConfigError(unknown_name(f"value of {what}", value, known))
-
-
 def caption_folders(
     pictures: Pictures, plan: FolderPlan, captions_of: CaptionsOf, *, quiet: bool = False
 ) -> Outcomes:
     """Captions the pictures that lack what is asked for, and writes it.
 
     Args:
-        pictures: as `sources.gather` finds them.
+        pictures: as `data.image_files.gather` finds them.
         plan: what to write.
         captions_of: as `Captioner.captions_of`; called once, or not at all if no picture needs a caption.
         quiet: no progress bar. Failures are said all the same.
@@ -121,11 +87,11 @@ class _Job:
         for kind in plan.write:
             row = WRITERS[kind]
             if isinstance(row, Sheet):
-                place = self._place_of(pictures.base)
-                if str(place) not in self._held:
-                    stack.enter_context(held(place, plan.part))
-                    self._held.add(os.path.abspath(place))
-                self._sheets[kind] = row.open(place / row.name_of(plan.part))
+                sidecar_folder = self._sidecar_folder_of(pictures.base)
+                if str(sidecar_folder) not in self._held:
+                    stack.enter_context(folder_lock(sidecar_folder, plan.part))
+                    self._held.add(os.path.abspath(sidecar_folder))
+                self._sheets[kind] = row.open(sidecar_folder / row.name_of(plan.part))
 
     def survey(self, quiet: bool) -> _Missing:
         """Looks every picture over, writes what the journals know, and gives what needs a caption."""
@@ -133,13 +99,13 @@ class _Job:
         with bar(len(self.pictures), "pictures", "looking", quiet) as progress:
             for path, names in self.pictures.folders.items():
                 folder = self._folder(path, names)
-                if folder.in_parts and writable(folder.place):
-                    self._hold(folder)
-                    folder.unite()
+                if folder.in_parts and writable(folder.sidecar_folder):
+                    self._lock_folder(folder)
+                    folder.merge_journals()
                     folder.release()
                 needs = self._needs(folder, names)
-                if (needs["known"] or needs["caption"]) and not writable(folder.place):
-                    reason = f"{folder.place} cannot be written; name another folder with --out"
+                if (needs["known"] or needs["caption"]) and not writable(folder.sidecar_folder):
+                    reason = f"{folder.sidecar_folder} cannot be written; name another folder with --out"
                     for name in (*needs["known"], *needs["caption"]):
                         self.outcomes.fail(path / name, reason)
                     continue
@@ -157,7 +123,7 @@ class _Job:
         def paths() -> Iterator[Path]:
             for path, names in missing:
                 folder = self._folder(path, names)
-                self._hold(folder)
+                self._lock_folder(folder)
                 for name in names:
                     under_way.append(_UnderWay(folder, name, folder.stamp(name), name == names[-1]))
                     yield path / name
@@ -166,11 +132,11 @@ class _Job:
         began = time.monotonic()
         with bar(sum(len(names) for _, names in missing), "pictures", "captions", quiet) as progress:
             while captions := list(islice(found, CHUNK)):
-                works = [(under_way.popleft(), _found(caption)) for caption in captions]
-                for folder, group in groupby(works, key=lambda work: work[0].folder):
+                finished = [(under_way.popleft(), _found(caption)) for caption in captions]
+                for folder, group in groupby(finished, key=lambda each: each[0].folder):
                     mine = list(group)
                     results = [Result(work.name, work.stamp, found) for work, found in mine]
-                    self.outcomes.captioned += self._settle(folder, results)
+                    self.outcomes.captioned += self._commit(folder, results)
                     self.outcomes.note_captions(result.found for result in results)
                     if mine[-1][0].last:
                         folder.release()
@@ -190,7 +156,7 @@ class _Job:
         """Names by what they need; counts those that need nothing."""
         needs: dict[str, list[str]] = {"known": [], "caption": []}
         for name in names:
-            need, problem = folder.need(name)
+            need, problem = folder.status(name)
             if need == "failed":
                 self.outcomes.fail(folder.path / name, problem)
             elif need == "done":
@@ -202,21 +168,21 @@ class _Job:
         return needs
 
     def _restore(self, folder: Folder, names: Sequence[str]) -> None:
-        self._hold(folder)
+        self._lock_folder(folder)
         for start in range(0, len(names), CHUNK):
-            results = [folder.known(name) for name in names[start : start + CHUNK]]
-            self.outcomes.restored += self._settle(folder, results)
+            results = [folder.recorded(name) for name in names[start : start + CHUNK]]
+            self.outcomes.restored += self._commit(folder, results)
         folder.release()
 
-    def _settle(self, folder: Folder, results: Sequence[Result]) -> int:
+    def _commit(self, folder: Folder, results: Sequence[Result]) -> int:
         """Writes; counts what failed; gives the number of the others."""
-        failures = dict(folder.settle(results, self._threads))
+        failures = dict(folder.commit(results, self._threads))
         for name, reason in failures.items():
             self.outcomes.fail(folder.path / name, reason)
         return len(results) - len(failures)
 
     def _folder(self, path: Path, names: Sequence[str]) -> Folder:
-        place = self._place_of(path)
+        sidecar_folder = self._sidecar_folder_of(path)
         listed = os.listdir(path) if path.is_dir() else []
         # All that are there, asked for or not: a name is given once.
         neighbours = Neighbours({*names, *filter(is_picture_name, listed)})
@@ -225,21 +191,23 @@ class _Job:
             row = WRITERS[kind]
             if isinstance(row, Sheet):
                 prefix = Path(os.path.relpath(os.path.abspath(path), self.pictures.base))
-                targets[kind] = Rows(self._sheets[kind], prefix)
+                targets[kind] = CsvRowTarget(self._sheets[kind], prefix)
             else:
-                targets[kind] = Sidecars(row, path, neighbours, place=place, naming=self.plan.names)
-        return Folder(path, place, targets, self.plan)
+                targets[kind] = SidecarTarget(
+                    row, path, neighbours, sidecar_folder=sidecar_folder, naming=self.plan.names
+                )
+        return Folder(path, sidecar_folder, targets, self.plan)
 
-    def _place_of(self, folder: Path) -> Path:
+    def _sidecar_folder_of(self, folder: Path) -> Path:
         """Where the sidecars of a folder's pictures go."""
         if self.plan.out is None:
             return folder
         return self.plan.out / os.path.relpath(os.path.abspath(folder), self.pictures.base)
 
-    def _hold(self, folder: Folder) -> None:
-        if os.path.abspath(folder.place) not in self._held:
+    def _lock_folder(self, folder: Folder) -> None:
+        if os.path.abspath(folder.sidecar_folder) not in self._held:
             self._stack.callback(folder.release)
-            folder.hold()
+            folder.lock()
 
 
 class _UnderWay(NamedTuple):
@@ -249,7 +217,7 @@ class _UnderWay(NamedTuple):
     last: bool  # of its folder
 
 
-def _found(caption: Any) -> Found | str:
+def _found(caption: Any) -> CaptionRecord | str:
     """What is written of a caption, or why there is nothing to write."""
     if caption.error is not None:
         return str(caption.error)

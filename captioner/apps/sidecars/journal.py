@@ -34,7 +34,7 @@ _LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]{8}(\.[a-z]+)?")  # as `files.replaci
 
 
 class Journal:
-    """The entries of one folder; in memory are only the places where they stand in the files.
+    """The entries of one folder; in memory are only the offsets at which they stand in the files.
 
     Args:
         folder: of the journal.
@@ -50,13 +50,13 @@ class Journal:
 
     def __init__(self, folder: Path, part: Part = WHOLE) -> None:
         self.path = _journal(folder, part)
-        self._places: dict[str, tuple[Path, int]] = {}  # picture → where its last line begins
+        self._offsets: dict[str, tuple[Path, int]] = {}  # picture → where its last line begins
         self._read = 0
         self._others = [path for path in _parts_in(folder) if path != self.path]
         for path in (folder / JOURNAL, *self._others):
             if path != self.path:
-                self._look_on(path, 0)
-        self._read = self._look_on(self.path, 0)
+                self._index(path, 0)
+        self._read = self._index(self.path, 0)
 
     @property
     def in_parts(self) -> bool:
@@ -65,11 +65,11 @@ class Journal:
 
     def entry(self, picture: str) -> dict[str, Any]:
         """What was last noted of a picture; empty: nothing."""
-        if picture not in self._places:
+        if picture not in self._offsets:
             return {}
-        path, place = self._places[picture]
+        path, offset = self._offsets[picture]
         with open(path, "rb") as file:
-            file.seek(place)
+            file.seek(offset)
             found: dict[str, Any] = json.loads(file.readline())
         return found
 
@@ -81,10 +81,10 @@ class Journal:
         """
         if entries:
             append_line(self.path, "\n".join(json_bytes(entry).decode("utf-8") for entry in entries))
-            self._read = self._look_on(self.path, self._read)
+            self._read = self._index(self.path, self._read)
 
-    def unite(self) -> None:
-        """Adds the journals of other workers to this one and removes them; only under `held`."""
+    def merge_journals(self) -> None:
+        """Adds the journals of other workers to this one and removes them; only under `folder_lock`."""
         for path in self._others:
             lines = [line for line in path.read_bytes().splitlines() if _is_entry(line)]
             if lines:
@@ -92,10 +92,10 @@ class Journal:
             with storing(path):
                 path.unlink(missing_ok=True)
         self._others = []
-        self._read = self._look_on(self.path, self._read)
+        self._read = self._index(self.path, self._read)
 
-    def _look_on(self, path: Path, start: int) -> int:
-        """Takes note of the entries of a file from a place on; gives the place after the last."""
+    def _index(self, path: Path, start: int) -> int:
+        """Indexes the entries of a file from an offset on; gives the offset after the last."""
         try:
             with open(path, "rb") as file:
                 file.seek(start)
@@ -103,7 +103,7 @@ class Journal:
                     if not line.endswith(b"\n"):
                         break  # torn by a crash; ended when the next one is added
                     with suppress(ValueError, TypeError, KeyError):
-                        self._places[json.loads(line)["picture"]] = (path, start)
+                        self._offsets[json.loads(line)["picture"]] = (path, start)
                     start += len(line)
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -113,7 +113,7 @@ class Journal:
 
 
 @contextmanager
-def held(folder: Path, part: Part = WHOLE) -> Iterator[None]:
+def folder_lock(folder: Path, part: Part = WHOLE) -> Iterator[None]:
     """Keeps a folder, or a part of it, for this process.
 
     Who holds the whole folder clears away what a killed process left half-written in it.

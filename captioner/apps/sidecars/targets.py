@@ -13,18 +13,13 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from captioner.apps.sidecars.csv_table import Table
-from captioner.apps.sidecars.formats import Found, Sidecar, ambiguous, folded
+from captioner.apps.sidecars.formats import CaptionRecord, Sidecar, casefold_name, names_needing_suffix
 from captioner.data.image_files import is_picture_name
 from captioner.errors import CaptionerError, DataError
 from captioner.system.files import atomic_write, flush_folder, storing
 
-NAMES = {  # habits of naming; the second is that of darktable and digiKam
-    "short": "photo.txt; photo.jpg.txt where another picture is called photo, or where it is there",
-    "full": "photo.jpg.txt",
-}
 
-
-class Look(NamedTuple):
+class ExistingCaption(NamedTuple):
     """What is found where a caption is to go."""
 
     name: str  # of the sidecar, or of the picture in the sheet
@@ -37,20 +32,20 @@ class Look(NamedTuple):
 class Target(Protocol):
     """A kind of file for the pictures of one folder."""
 
-    def look(self, picture: str, known_as: str | None) -> Look:
+    def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
         """What is there for a picture, under whatever name; `known_as`: the name that we gave it.
 
         Raises:
             DataError: something is there that must not be touched.
         """
 
-    def compose(self, look: Look, text: str, found: Found) -> tuple[bytes, str]:
+    def compose(self, existing: ExistingCaption, text: str, found: CaptionRecord) -> tuple[bytes, str]:
         """The new content, and the caption as it will be read from it."""
 
-    def move(self, look: Look) -> None:
+    def move(self, existing: ExistingCaption) -> None:
         """Gives the sidecar its new name."""
 
-    def store(self, look: Look, content: bytes, found: Found) -> None:
+    def store(self, existing: ExistingCaption, content: bytes, found: CaptionRecord) -> None:
         """Puts the content in its place; may be called from several threads."""
 
 
@@ -62,29 +57,34 @@ class Neighbours:
     """
 
     def __init__(self, names: Collection[str]) -> None:
-        self.crowded = ambiguous(names)  # need full names
-        self.taken = {folded(name) for name in names}
+        self.crowded = names_needing_suffix(names)  # need full names
+        self.taken = {casefold_name(name) for name in names}
 
 
-class Sidecars:
+class SidecarTarget:
     """Sidecars of one kind.
 
     Args:
         kind: row of `WRITERS`.
         pictures: their folder.
         neighbours: the pictures in it.
-        place: the folder of the sidecars.
+        sidecar_folder: where the sidecars go.
         naming: one of `NAMES`.
     """
 
     def __init__(
-        self, kind: Sidecar, pictures: Path, neighbours: Neighbours, *, place: Path, naming: str
+        self, kind: Sidecar, pictures: Path, neighbours: Neighbours, *, sidecar_folder: Path, naming: str
     ) -> None:
-        self._kind, self._pictures, self._neighbours, self._place = kind, pictures, neighbours, place
+        self._kind, self._pictures, self._neighbours, self._sidecar_folder = (
+            kind,
+            pictures,
+            neighbours,
+            sidecar_folder,
+        )
         self._full = naming == "full"
-        self._beside = os.path.abspath(place) == os.path.abspath(pictures)
+        self._beside = os.path.abspath(sidecar_folder) == os.path.abspath(pictures)
 
-    def look(self, picture: str, known_as: str | None) -> Look:
+    def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
         """See `Target`."""
         full, short = self._names(picture)
         crowded = picture in self._neighbours.crowded
@@ -95,37 +95,37 @@ class Sidecars:
                 moves_from = short
         elif self._is(full) and not self._is(short):
             name = full
-        path = self._place / name
+        path = self._sidecar_folder / name
         self._spare_pictures(path)
-        content = _content(self._place / (moves_from or name))
+        content = _content(self._sidecar_folder / (moves_from or name))
         there = bool(content)
         if not content and self._kind.begin:
             others = [short] if name == full and not crowded else []
             content = self._beginning(picture, others, full, [] if crowded else [short])
         text = self._read(path, content)
-        return Look(name, content, text, there and text is not None, moves_from)
+        return ExistingCaption(name, content, text, there and text is not None, moves_from)
 
-    def compose(self, look: Look, text: str, found: Found) -> tuple[bytes, str]:
+    def compose(self, existing: ExistingCaption, text: str, found: CaptionRecord) -> tuple[bytes, str]:
         """See `Target`."""
-        content = self._kind.write(look.content, text, found)
-        return content, self._read(self._place / look.name, content) or ""
+        content = self._kind.write(existing.content, text, found)
+        return content, self._read(self._sidecar_folder / existing.name, content) or ""
 
-    def move(self, look: Look) -> None:
+    def move(self, existing: ExistingCaption) -> None:
         """See `Target`."""
-        if look.moves_from:
-            with storing(self._place / look.name):
-                os.rename(self._place / look.moves_from, self._place / look.name)
-            flush_folder(self._place)
+        if existing.moves_from:
+            with storing(self._sidecar_folder / existing.name):
+                os.rename(self._sidecar_folder / existing.moves_from, self._sidecar_folder / existing.name)
+            flush_folder(self._sidecar_folder)
 
-    def store(self, look: Look, content: bytes, found: Found) -> None:
+    def store(self, existing: ExistingCaption, content: bytes, found: CaptionRecord) -> None:
         """See `Target`."""
-        atomic_write(self._place / look.name, content)
+        atomic_write(self._sidecar_folder / existing.name, content)
 
     def _names(self, picture: str) -> tuple[str, str]:
         return picture + self._kind.suffix, os.path.splitext(picture)[0] + self._kind.suffix
 
     def _is(self, name: str) -> bool:
-        return (self._place / name).exists()
+        return (self._sidecar_folder / name).exists()
 
     def _read(self, path: Path, content: bytes) -> str | None:
         try:
@@ -135,7 +135,7 @@ class Sidecars:
 
     def _beginning(self, picture: str, others: list[str], full: str, short: list[str]) -> bytes:
         """What a new sidecar begins with: one of the other habit, one beside the picture, the picture's."""
-        candidates = [self._place / name for name in others]
+        candidates = [self._sidecar_folder / name for name in others]
         if not self._beside:
             candidates += [self._pictures / name for name in (full, *short)]
         for path in candidates:
@@ -148,11 +148,11 @@ class Sidecars:
     def _spare_pictures(self, path: Path) -> None:
         """Refuses to write over a picture, be it called like a sidecar or be the sidecar a link to it."""
         linked = path.is_symlink() and is_picture_name(os.path.basename(os.path.realpath(path)))
-        if linked or (self._beside and folded(path.name) in self._neighbours.taken):
+        if linked or (self._beside and casefold_name(path.name) in self._neighbours.taken):
             raise DataError(f"{path.name} is itself a picture; use --names full, or another folder: --out")
 
 
-class Rows:
+class CsvRowTarget:
     """Rows of the sheet.
 
     Args:
@@ -165,23 +165,23 @@ class Rows:
     def __init__(self, table: Table, prefix: Path) -> None:
         self._table, self._prefix = table, prefix
 
-    def look(self, picture: str, known_as: str | None) -> Look:
+    def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
         """See `Target`."""
         name = (self._prefix / picture).as_posix()
         text = self._table.text(name)
-        return Look(name, b"", text, text is not None)
+        return ExistingCaption(name, b"", text, text is not None)
 
-    def compose(self, look: Look, text: str, found: Found) -> tuple[bytes, str]:
+    def compose(self, existing: ExistingCaption, text: str, found: CaptionRecord) -> tuple[bytes, str]:
         """See `Target`."""
         return text.encode("utf-8", "surrogateescape"), text
 
-    def move(self, look: Look) -> None:
+    def move(self, existing: ExistingCaption) -> None:
         """See `Target`."""
 
-    def store(self, look: Look, content: bytes, found: Found) -> None:
+    def store(self, existing: ExistingCaption, content: bytes, found: CaptionRecord) -> None:
         """See `Target`."""
         with self._lock:
-            self._table.put(look.name, content.decode("utf-8", "surrogateescape"), found)
+            self._table.put(existing.name, content.decode("utf-8", "surrogateescape"), found)
 
 
 def writable(folder: Path) -> bool:

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.apps.sidecars.formats import WRITERS, Sidecar, ambiguous
+from captioner.apps.sidecars.formats import WRITERS, Sidecar, names_needing_suffix
 from captioner.apps.sidecars.job import FolderPlan, caption_folders
-from captioner.apps.sidecars.journal import JOURNAL, Journal, held
+from captioner.apps.sidecars.journal import JOURNAL, Journal, folder_lock
 from captioner.apps.sidecars.summary import Outcomes
 from captioner.apps.sidecars.targets import writable
 from captioner.cli.main import main
@@ -302,7 +302,7 @@ def test_a_caption_of_no_words_is_a_failure(tmp_path: Path) -> None:
 def test_two_at_once_do_not_meet(tmp_path: Path) -> None:
     photos(tmp_path, "a.jpg")
     for kinds in (("txt",), ("csv",)):
-        with held(tmp_path), pytest.raises(RunError, match="another captioner is at work"):
+        with folder_lock(tmp_path), pytest.raises(RunError, match="another captioner is at work"):
             caption(tmp_path, Model(), *kinds)
     assert caption(tmp_path, Model(), "txt", "csv").captioned == 1
 
@@ -529,5 +529,5 @@ def check_all(folder: Path, made: dict[Path, str | None], kinds: list[str]) -> N
 
 
 def sidecar_of(picture: Path, made: Iterable[Path], suffix: str) -> Path:
-    crowded = ambiguous([path.name for path in made if path.parent == picture.parent])
+    crowded = names_needing_suffix([path.name for path in made if path.parent == picture.parent])
     return picture.with_name((picture.name if picture.name in crowded else picture.stem) + suffix)

@@ -1,0 +1,51 @@
+"""What to write for a folder of pictures, and where: the settings of one job.
+
+In: what was asked for on the command line or by a program. Out: a `FolderPlan`, which can be checked before
+anything is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from captioner.apps.sidecars.formats import WRITERS, Sidecar
+from captioner.errors import ConfigError, unknown_name
+from captioner.system.shard_spec import WHOLE, Part
+
+IF_EXISTS = {  # what happens to a caption that is there and is not from this program
+    "skip": "it stays as it is",
+    "overwrite": "it is replaced",
+    "append": "it stays, the new one is added on a line below it",
+}
+NAMES = {  # habits of naming; the second is that of darktable and digiKam
+    "short": "photo.txt; photo.jpg.txt where another picture is called photo, or where it is there",
+    "full": "photo.jpg.txt",
+}
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """What to write, and where."""
+
+    write: tuple[str, ...] = ("txt",)  # rows of WRITERS
+    out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
+    if_exists: str = "skip"  # one of IF_EXISTS
+    names: str = "short"  # one of NAMES
+    part: Part = WHOLE  # which of the pictures are this worker's, where several share them
+    job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
+
+    def check(self) -> None:
+        """Raises ConfigError for a name that is not known, MissingExtra for a part that is not installed."""
+        for kind in self.write:
+            if kind not in WRITERS:
+                raise ConfigError(unknown_name("kind of file to write", kind, WRITERS))
+            row = WRITERS[kind]
+            if isinstance(row, Sidecar):
+                row.write(b"", "a test", {"caption": "a test"})
+        for what, value, known in (
+            ("--if-exists", self.if_exists, IF_EXISTS),
+            ("--names", self.names, NAMES),
+        ):
+            if value not in known:
+                raise ConfigError(unknown_name(f"value of {what}", value, known))
