@@ -26,8 +26,8 @@ from captioner.errors import ConfigError, unknown_name
 class DataConfig:
     """Which captions, and which words of them."""
 
-    format: str = "auto"  # a row of datasets.DATASETS, or auto: recognised from the folder
-    min_count: int = 2  # times a word must occur in the training captions to be learnt
+    format: str = "auto"  # a row of formats.DATASETS, or auto: recognised from the folder
+    min_count: int = 2  # times a word must occur in the training captions to be learned
     max_size: int = 10000  # words at most, the special ones included; 0: no limit
     max_words: int = 30  # longer training captions are cut after this many words
 
@@ -39,9 +39,9 @@ class EncoderConfig:
     name: str = "mobilenet_v2"  # a row of encoders.ENCODERS, or package.module:name
     weights: str = "imagenet"  # imagenet (Keras's download), none (from scratch), or a file
     size: int = 0  # input height = width in pixels; 0: the encoder's own
-    l2: float = 0.0  # weight regularisation of a trained encoder, per squared weight
-    mirrored: bool = False  # look at the mirror image too: twice the cells, twice the time, better captions
-    half: bool = False  # round to float16 before a phase that keeps it frozen: a small copy is then exact
+    l2: float = 0.0  # weight regularization of a trained encoder, per squared weight
+    flip_augmented: bool = False  # look at the mirror image too: twice the cells and time, better captions
+    round_to_float16: bool = False  # before a phase that keeps it frozen: a small copy is then exact
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,10 +54,10 @@ class DecoderConfig:
     heads: int = 1  # attention heads (dot)
     sentinel: bool = False  # one more attention slot, for words that need no look at the picture
     tied: bool = False  # the word embedding is also the output matrix
-    normalised: bool = False  # grid cells divided by their length before projection
+    l2_normalize_features: bool = False  # grid cells divided by their length before projection
     dropout: float = 0.5  # share of word embeddings and outputs dropped in training
     grid_dropout: float = 0.25  # share of grid channels dropped in training; both are rounded to a 256th
-    regularizer: str = ""  # keras regulariser for the matrices: l1, l2, … or package.module:name
+    regularizer: str = ""  # Keras regularizer for the matrices: l1, l2, … or package.module:name
     regularizer_strength: float = 0.0  # its factor
 
 
@@ -66,7 +66,7 @@ class DecodeConfig:
     """How a caption is searched for."""
 
     beam: int = 3  # hypotheses kept; 1: greedy
-    length_normalisation: float = 0.7  # score = log probability / words ** this
+    length_normalization: float = 0.7  # score = log probability / words ** this
     max_words: int = 24  # a caption ends here at the latest
     no_repeat: int = 0  # forbid repeating any run of this many words; 0: off
 
@@ -80,7 +80,7 @@ class TrainConfig:
     dev_pictures: int = 0  # dev pictures captioned after each epoch; 0: all
     save_minutes: float = 5.0  # at least this often within an epoch (and after each epoch)
     max_to_keep: int = 2  # resumable checkpoints kept
-    parts: int = 0  # a batch is computed in so many parts, each with dropout of its own; 0: one a core
+    micro_batches: int = 0  # parts of a batch computed side by side, each with its own dropout; 0: one a core
     tensorboard: bool = False  # also write TensorBoard summaries (extra: captioner[tensorboard])
 
 
@@ -96,18 +96,18 @@ class PhaseConfig:
     patience: int = 0  # stop after this many epochs without a better dev score; 0: never
     pictures_per_batch: int = 16  # at most, with all their captions; fewer where an epoch would be < 64 steps
     captions_per_picture: int = 0  # drawn anew each epoch; 0: all
-    optimizer: str = "adam"  # a row of optimisers.OPTIMIZERS, or package.module:name
+    optimizer: str = "adam"  # a row of optimizers.OPTIMIZERS, or package.module:name
     learning_rate: float = 8e-4  # of the decoder
     encoder_learning_rate: float = 1e-4  # of the encoder, when trained
     schedule: str = "cosine"  # constant, linear, cosine, exponential: over the phase
-    final_rate: float = 0.05  # learning rate at the end, as a share of the first
+    final_lr_fraction: float = 0.05  # learning rate at the end, as a share of the first
     warmup_steps: int = 100  # steps over which the rate rises to its value
-    weight_decay: float = 0.0  # for optimisers that know it
+    weight_decay: float = 0.0  # for optimizers that know it
     clip_norm: float = 5.0  # gradients longer than this are scaled back; 0: off
     label_smoothing: float = 0.1  # probability spread evenly over all words
     coverage: float = 0.0  # weight of the doubly stochastic attention term (Xu et al. 2015)
-    average: float = 0.0  # decay per step of the averaged weights that are evaluated and kept; 0: off
-    dropout: bool = True  # decoder dropout on in this phase
+    ema_decay: float = 0.0  # per step, of the averaged weights that are evaluated and kept; 0: off
+    use_dropout: bool = True  # decoder dropout on in this phase
     samples: int = 5  # reward: captions sampled a picture
     temperature: float = 1.0  # reward: of the samples
     cross_entropy: float = 0.0  # reward: weight of a cross-entropy term beside it
@@ -141,7 +141,7 @@ class Config:
         Raises:
             ConfigError: unknown key, wrong type or impossible value; `source` is named in the message.
         """
-        config = _build(Config, values, source, "")
+        config = _build(Config, _current_names(values, source), source, "")
         _validate(config, source)
         return config
 
@@ -173,7 +173,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: no such recipe, not TOML, an unknown key, a wrong value.
     """
-    values = _read_recipe(str(recipe)) if str(recipe) else {}
+    values = _current_names(_read_recipe(str(recipe)), str(recipe)) if str(recipe) else {}
     values["recipe"] = Path(recipe).stem
     for override in overrides:
         _apply(values, override)
@@ -201,7 +201,7 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in the nested dictionary."""
     path, equals, text = override.partition("=")
-    keys = path.strip().split(".")
+    keys = _current_key(path.strip()).split(".")
     if not equals or not all(keys):
         raise ConfigError(f'--set "{override}": expected section.key=value, such as decoder.units=512')
     try:
@@ -216,6 +216,54 @@ def _apply(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f'--set "{override}": {key} is a value, not a section')
     values[keys[-1]] = value
+
+
+# What keys were called before; recipes, `--set` and the runs of earlier versions may still say so. `*` is any
+# phase.
+FORMER_KEYS = {
+    "encoder.mirrored": "flip_augmented",
+    "encoder.half": "round_to_float16",
+    "decoder.normalised": "l2_normalize_features",
+    "decode.length_normalisation": "length_normalization",
+    "train.parts": "micro_batches",
+    "phases.*.average": "ema_decay",
+    "phases.*.final_rate": "final_lr_fraction",
+    "phases.*.dropout": "use_dropout",
+}
+
+
+def _current_key(key: str) -> str:
+    """The name that a key has today.
+
+    >>> _current_key("phases.decoder.average"), _current_key("decoder.units")
+    ('phases.decoder.ema_decay', 'decoder.units')
+    """
+    section, _, name = key.rpartition(".")
+    known = "phases.*" if section.startswith("phases.") else section
+    return f"{section}.{FORMER_KEYS.get(f'{known}.{name}', name)}".lstrip(".")
+
+
+def former_key(key: str) -> str:
+    """The first name of a key, for digests that were taken under it."""
+    section, _, name = key.rpartition(".")
+    formers = (
+        old.rpartition(".")[2] for old, new in FORMER_KEYS.items() if new == name and old.startswith(section)
+    )
+    return next(formers, name)
+
+
+def _current_names(values: Any, source: str, prefix: str = "") -> Any:
+    """The same sections with the names of today."""
+    if not isinstance(values, Mapping):
+        return values
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        is_section = isinstance(value, Mapping)
+        name = key if is_section else _current_key(f"{prefix}{key}").removeprefix(prefix)
+        if name in found:
+            raise ConfigError(f"{source}: {prefix}{name} is set twice, once by its former name")
+        found[name] = _current_names(value, source, f"{prefix}{key}.")
+    return found
 
 
 def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
@@ -259,7 +307,7 @@ _CHOICES = {
     "train.select": ("cider", "bleu4", "bleu3", "bleu2", "bleu1", "rouge_l", "loss"),
 }
 _PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
-_SHARES = ("dropout", "grid_dropout", "label_smoothing", "average")
+_SHARES = ("dropout", "grid_dropout", "label_smoothing", "ema_decay")
 _POSITIVE = (
     *("units", "embedding", "heads", "beam", "max_words"),
     *("epochs", "pictures_per_batch", "max_to_keep", "samples"),

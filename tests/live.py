@@ -23,7 +23,7 @@ QUICK = (
     "decoder.embedding=32",
     "phases.scratch.epochs=5",
     "phases.scratch.warmup_steps=5",
-    "phases.scratch.average=0.0",
+    "phases.scratch.ema_decay=0.0",
 )
 LANGUAGES = {"scenes": "en", "szenen": "de", "장면": "ko"}  # name of the run: of its captions
 START_SECONDS = 600  # on a machine that has other things to do

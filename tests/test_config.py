@@ -52,7 +52,7 @@ def test_set_wins_over_the_recipe_and_the_recipe_over_the_default(recipe):
         ("decoder.tied=true", lambda c: c.decoder.tied is True),
         ('phases.decoder.trains=["encoder"]', lambda c: c.phases["decoder"].trains == ("encoder",)),
         ("phases.decoder.learning_rate=1e-3", lambda c: c.phases["decoder"].learning_rate == 0.001),
-        ("decode.length_normalisation=1", lambda c: isinstance(c.decode.length_normalisation, float)),
+        ("decode.length_normalization=1", lambda c: isinstance(c.decode.length_normalization, float)),
     ],
 )
 def test_values_are_toml_and_bare_words_are_text(override, found):
@@ -139,3 +139,47 @@ def test_a_configuration_cannot_be_changed():
     with pytest.raises(AttributeError):
         Config().seed = 1  # type: ignore[misc]
     assert PhaseConfig().trains == ("decoder",)
+
+
+FORMER = [
+    ("encoder.mirrored", "encoder.flip_augmented", "true"),
+    ("encoder.half", "encoder.round_to_float16", "true"),
+    ("decoder.normalised", "decoder.l2_normalize_features", "true"),
+    ("decode.length_normalisation", "decode.length_normalization", "0.25"),
+    ("train.parts", "train.micro_batches", "3"),
+    ("phases.decoder.average", "phases.decoder.ema_decay", "0.5"),
+    ("phases.decoder.final_rate", "phases.decoder.final_lr_fraction", "0.125"),
+    ("phases.decoder.dropout", "phases.decoder.use_dropout", "false"),
+]
+
+
+@pytest.mark.parametrize(("former", "key", "value"), FORMER)
+def test_former_names_of_keys_are_read_and_those_of_today_written(
+    former: str, key: str, value: str, tmp_path: Path
+) -> None:
+    section, _, name = former.rpartition(".")
+    recipe = tmp_path / "old.toml"
+    recipe.write_text(
+        f"[phases.decoder]\nepochs = 2\n[{section}]\n{name} = {value}\n".replace("\n[phases.decoder]", "")
+    )
+    wanted = load_config("flickr8k-frozen", [f"{key}={value}"])
+    assert load_config("flickr8k-frozen", [f"{former}={value}"]) == wanted, (
+        "an override wins under either name"
+    )
+    old = load_config(recipe)
+    assert old == load_config(recipe, [f"{key}={value}"])
+    assert Config.from_dict(old.to_dict()) == old
+    assert f"\n{key.rpartition('.')[2]} = {value}\n" in str(old)
+
+
+def test_a_key_may_not_be_set_under_both_its_names(tmp_path: Path) -> None:
+    recipe = tmp_path / "both.toml"
+    recipe.write_text("[train]\nparts = 2\nmicro_batches = 3\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="train.micro_batches is set twice, once by its former name"):
+        load_config(recipe)
+
+
+def test_the_shipped_run_s_configuration_was_written_under_former_names() -> None:
+    path = Path(__file__).parent.parent / "checkpoints" / "flickr8k" / "config.json"
+    config = Config.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    assert (config.encoder.flip_augmented, config.phases["reward"].use_dropout) == (True, False)

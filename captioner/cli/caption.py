@@ -11,14 +11,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.features import part_of
+from captioner.cli.features import shard_from_args
 from captioner.cli.text import caption_lines
+from captioner.config import former_key
 from captioner.data.image_files import gather, named_paths, no_picture_in
 from captioner.data.images import find_images
 from captioner.errors import CaptionerError, ConfigError, RunError
 from captioner.inference.loading import load_captioner
 from captioner.runs.locate import find_run
-from captioner.system.console import bar
+from captioner.system import console
 from captioner.system.files import digest_bytes, digest_file, json_text
 
 
@@ -31,7 +32,7 @@ def caption(arguments: Namespace) -> int:
     for name in ("out", "if_exists", "names"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
-    part = part_of(arguments)
+    part = shard_from_args(arguments)
     paths = part.of(_pictures(named_paths(arguments.paths, arguments.list), arguments.recursive))
     run = find_run(arguments.run)
     options = {**_caption_options(arguments), "attention": bool(arguments.attention)}
@@ -40,7 +41,7 @@ def caption(arguments: Namespace) -> int:
     failed = 0
     # On a terminal the captions themselves show how far it is.
     quiet = arguments.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
-    with bar(len(paths), "pictures", "captions", quiet) as progress:
+    with console.progress_bar(len(paths), "pictures", "captions", quiet) as progress:
         for path, result in zip(paths, found, strict=True):
             failed += result.error is not None
             _print_caption(result, as_json=arguments.json, several=len(paths) > 1)
@@ -79,7 +80,7 @@ def _caption_into_files(arguments: Namespace) -> int:
         out=Path(arguments.out) if arguments.out else None,
         if_exists=arguments.if_exists or "skip",
         names=arguments.names or "short",
-        part=part_of(arguments),
+        part=shard_from_args(arguments),
         job=_job(run, options),
     )
     plan.check()
@@ -99,7 +100,10 @@ def _job(folder: Path, options: dict[str, Any]) -> str:
     run = Run.open(folder)
     if run.best is None:
         raise RunError(f"{folder}: no finished epoch yet; go on with `captioner train … --resume`")
-    parts = [digest_file(folder / BEST / WEIGHTS), run.vocabulary.digest, run.config.to_dict()["decode"]]
+    decode = run.config.to_dict()["decode"]
+    # Under the names that they had first: what an earlier version captioned is not out of date.
+    settings = {former_key(f"decode.{key}"): value for key, value in decode.items()}
+    parts = [digest_file(folder / BEST / WEIGHTS), run.vocabulary.digest, settings]
     return digest_bytes(json_text([*parts, options]).encode())[:16]
 
 

@@ -9,7 +9,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from captioner.system.voice import styled
+from captioner.system import console
 
 SUMMARY = "say what this machine has, what is missing, and what to install"
 MORE = "Exit code 1 if something is missing that every use needs."
@@ -32,9 +32,9 @@ def doctor(arguments: Namespace) -> int:
         findings.append(finding)
         if not arguments.json:
             mark, colour = _MARKS[finding.state]
-            print(f"{styled(mark, colour, sys.stdout)} {finding.what:12} {finding.found}", flush=True)
+            print(f"{console.styled(mark, colour, sys.stdout)} {finding.what:12} {finding.found}", flush=True)
             if finding.remedy:
-                print(f"  {'':12} {styled(finding.remedy, 'bold', sys.stdout)}", flush=True)
+                print(f"  {'':12} {console.styled(finding.remedy, 'bold', sys.stdout)}", flush=True)
     if arguments.json:
         print(json_text([finding._asdict() for finding in findings], indent=2))
     return 1 if any(finding.state == "bad" for finding in findings) else 0

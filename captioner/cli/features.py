@@ -15,7 +15,7 @@ from typing import Any
 from captioner.errors import ConfigError, unknown_name
 from captioner.inference.loading import load_tensorflow
 from captioner.system.files import is_url
-from captioner.system.shard_spec import WHOLE, Part
+from captioner.system.shard_spec import WHOLE, ShardSpec
 
 ENGINES = ("ray",)
 
@@ -53,7 +53,7 @@ def staging(arguments: Namespace) -> Iterator[None]:
         yield
 
 
-def part_of(arguments: Namespace) -> Part:
+def shard_from_args(arguments: Namespace) -> ShardSpec:
     """Which part of the job is asked for.
 
     Raises:
@@ -65,7 +65,7 @@ def part_of(arguments: Namespace) -> Part:
         raise ConfigError("--engine shares the work by itself: leave out --shard")
     if arguments.address and not arguments.engine:
         raise ConfigError("--address says where an engine is: --engine is missing")
-    return Part.parse(arguments.shard) if arguments.shard else WHOLE
+    return ShardSpec.parse(arguments.shard) if arguments.shard else WHOLE
 
 
 def features(arguments: Namespace) -> int:
@@ -73,7 +73,7 @@ def features(arguments: Namespace) -> int:
     from captioner.config import load_config
     from captioner.data.datasets import load_split
 
-    part = part_of(arguments)
+    part = shard_from_args(arguments)
     config = load_config(arguments.recipe, arguments.set)
     split = load_split(arguments.data, arguments.split, format=config.data.format, seed=config.seed)
     load_tensorflow()
@@ -82,7 +82,11 @@ def features(arguments: Namespace) -> int:
 
     wanted, records = config.encoder, split.records
     encoder = load_encoder(
-        wanted.name, weights=wanted.weights, size=wanted.size, mirrored=wanted.mirrored, seed=config.seed
+        wanted.name,
+        weights=wanted.weights,
+        size=wanted.size,
+        mirrored=wanted.flip_augmented,
+        seed=config.seed,
     )
     place: dict[str, Any] = {"folder": arguments.cache, "quiet": arguments.quiet}
     if arguments.engine:

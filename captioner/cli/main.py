@@ -15,7 +15,7 @@ from captioner.cli import completion
 from captioner.cli.commands import build_parser, parse
 from captioner.cli.features import staging
 from captioner.errors import CaptionerError
-from captioner.system.voice import detail, speak, styled, verbose
+from captioner.system import console
 
 NO_MEMORY = (
     "not enough memory; fewer pictures at a time (--batch-size, phases.NAME.pictures_per_batch), a smaller "
@@ -32,11 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code
     except CaptionerError as error:
         stopped = error.exit_code > 128  # by a signal, as asked: nothing is wrong
-        if verbose() and not stopped:
+        if console.verbose() and not stopped:
             import traceback
 
             traceback.print_exc()
-        print(str(error) if stopped else f"{styled('error:', 'red', sys.stderr)} {error}", file=sys.stderr)
+        print(str(error) if stopped else f"{_error_mark()} {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # TensorFlow's by name: it may not be loaded.
         if not isinstance(error, MemoryError) and type(error).__name__ != "ResourceExhaustedError":
             raise
-        print(f"{styled('error:', 'red', sys.stderr)} {NO_MEMORY}", file=sys.stderr)
+        print(f"{_error_mark()} {NO_MEMORY}", file=sys.stderr)
         return 2
 
 
@@ -71,11 +71,15 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from captioner.cli import train as commands  # brings Pillow and NumPy: not for `--help`
 
-    speak(quiet=parsed.quiet, verbose=parsed.verbose)
+    console.configure(quiet=parsed.quiet, verbose=parsed.verbose)
     with staging(parsed):
         code: int = getattr(commands, parsed.command)(parsed)
-    detail("done")
+    console.debug("done")
     return code
+
+
+def _error_mark() -> str:
+    return console.styled("error:", "red", sys.stderr)
 
 
 def _use_utf8() -> None:

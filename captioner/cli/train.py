@@ -29,9 +29,9 @@ from captioner.system.files import json_text
 def data(arguments: Namespace) -> int:
     """`captioner data`: a data set in figures, and on a sheet."""
     from captioner.data.datasets import load_split
-    from captioner.data.statistics import summarise
+    from captioner.data.statistics import summarize
 
-    for line in summarise(arguments.root, arguments.format, arguments.seed).lines():
+    for line in summarize(arguments.root, arguments.format, arguments.seed).lines():
         print(line)
     if arguments.sheet:
         from captioner.visualization.plots import plot_records

@@ -6,7 +6,7 @@ import re
 from typing import TextIO
 
 from captioner.runs.locate import newest_runs
-from captioner.system.voice import styled
+from captioner.system import console
 
 GREETING = """\
 captioner: a picture goes in, a sentence comes out.
@@ -34,4 +34,6 @@ def greeting(stream: TextIO) -> str:
     runs = newest_runs(1)
     text = GREETING.format(more=AGAIN.format(run=runs[0]) if runs else FIRST).rstrip()
     # What can be typed stands out.
-    return re.sub(r"(?m)^  (captioner .*?)(?=   |$)", lambda m: "  " + styled(m[1], "bold", stream), text)
+    return re.sub(
+        r"(?m)^  (captioner .*?)(?=   |$)", lambda m: "  " + console.styled(m[1], "bold", stream), text
+    )

@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from captioner.data.formats import DATASETS
-from captioner.data.listings import SPLIT_NAMES, SPLITS, Listing, Problems, Reader, Source, named_split
+from captioner.data.listings import SPLIT_NAMES, SPLITS, CaptionsFile, Listing, Problems, Reader, named_split
 from captioner.data.vocabulary import words_of
 from captioner.errors import CaptionerError, DataError, load_object, unknown_name
 
@@ -282,10 +282,12 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(suffixes)
 
 
-def _recognise(root: Path, format: str) -> tuple[str, list[Source]]:
+def _recognise(root: Path, format: str) -> tuple[str, list[CaptionsFile]]:
     """The format's name and its captions files."""
     if root.is_file():
-        return (format if format != "auto" else _format_of_file(root)), [Source(root, named_split(root))]
+        return (format if format != "auto" else _format_of_file(root)), [
+            CaptionsFile(root, named_split(root))
+        ]
     names = list(DATASETS) if format == "auto" else [format]
     for name in names:
         sources = _reader(name).find(root)

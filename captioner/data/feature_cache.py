@@ -5,7 +5,7 @@
     00000.json      n, the size of the file, and for each row the picture's digest, a checksum and its id;
                     written last: a shard without it does not exist
     pictures.json   path -> size, times and digest, so that an unchanged picture need not be read again
-    workers/NAME/   the same once more: what one of several workers has made, until `adopt` takes it in
+    workers/NAME/   the same once more: what one of several workers has made, until `take_over` takes it in
 
 Every file is written under a temporary name and renamed. A shard never changes; whatever is missing or
 changed goes into new ones. Rows are memory-mapped and checked against their checksum when first read.
@@ -46,7 +46,7 @@ class Location(NamedTuple):
     row: int
 
 
-class Seen(NamedTuple):
+class FileStat(NamedTuple):
     """What a file looked like when its bytes had this digest."""
 
     size: int
@@ -55,9 +55,9 @@ class Seen(NamedTuple):
     digest: str
 
     @staticmethod
-    def of(status: os.stat_result, digest: str) -> Seen:
+    def of(status: os.stat_result, digest: str) -> FileStat:
         """From what `os.stat` says."""
-        return Seen(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest)
+        return FileStat(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest)
 
     @property
     def settled(self) -> bool:
@@ -73,7 +73,7 @@ class _Shard:
     checked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
 
-class ShardFolder:
+class FeatureCache:
     """A cache folder: what it holds, reading rows, adding shards.
 
     Args:
@@ -127,11 +127,11 @@ class ShardFolder:
         if known is None:
             return ""
         with suppress(OSError):
-            if Seen.of(path.stat(), known.digest) == known:
+            if FileStat.of(path.stat(), known.digest) == known:
                 return known.digest
         return ""
 
-    def adopt(self, other: ShardFolder) -> int:
+    def take_over(self, other: FeatureCache) -> int:
         """Takes over the shards of a worker's folder; only under the locks of both.
 
         A shard's file is linked, not copied, where the file system can, and leaves the other folder last:
@@ -162,7 +162,7 @@ class ShardFolder:
         *,
         pictures: Sequence[tuple[str, str]],
         number: int | None = None,
-        seen: Mapping[str, Seen] | None = None,
+        seen: Mapping[str, FileStat] | None = None,
     ) -> None:
         """Adds a shard.
 
@@ -170,7 +170,7 @@ class ShardFolder:
             rows: (n, P, C) float16.
             pictures: (digest of the picture, id) of each row.
             number: of the shard, where several processes write; else the next one.
-            seen: what the files of its pictures looked like, kept beside it until `adopt`.
+            seen: what the files of its pictures looked like, kept beside it until `take_over`.
 
         Raises:
             CaptionerError: the disk is full, …; complete shards stay as they are.
@@ -261,10 +261,10 @@ class ShardFolder:
                 f"{ {key: dict(found).get(key) for key in ours} }; choose another folder, or delete this one"
             )
 
-    def _read_seen(self) -> dict[str, Seen]:
+    def _read_seen(self) -> dict[str, FileStat]:
         return _seen_in(self.folder / "pictures.json")
 
-    def _seen_beside(self, number: int) -> dict[str, Seen]:
+    def _seen_beside(self, number: int) -> dict[str, FileStat]:
         return _seen_in(self._shards[number].path.with_suffix(".seen"))
 
 
@@ -278,14 +278,14 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return digest_bytes(json_text(dict(sorted(identity.items()))).encode("utf-8"))
 
 
-def _seen_text(seen: Mapping[str, Seen]) -> str:
+def _seen_text(seen: Mapping[str, FileStat]) -> str:
     entries = {path: list(each) for path, each in sorted(seen.items()) if each.digest and each.settled}
     return json_text(entries) + "\n"
 
 
-def _seen_in(path: Path) -> dict[str, Seen]:
+def _seen_in(path: Path) -> dict[str, FileStat]:
     try:
-        return {name: Seen(*entry) for name, entry in read_json(path, error=CacheError).items()}
+        return {name: FileStat(*entry) for name, entry in read_json(path, error=CacheError).items()}
     except (CacheError, AttributeError, TypeError):
         return {}
 

@@ -16,10 +16,10 @@ from typing import Any
 
 from captioner.data.listings import (
     SPLIT_NAMES,
+    CaptionsFile,
     Listing,
     Problems,
     Reader,
-    Source,
     files_of,
     named_split,
     read_text,
@@ -33,12 +33,12 @@ _TOKEN_LINE = re.compile(r"(.+?)#\d+\t(.*)")
 _SPLIT_LIST = re.compile(r"(?:.*[_.-])?(train|dev|val|test)(?:images)?\.txt", re.IGNORECASE)
 
 
-def _find_flickr(root: Path) -> list[Source]:
+def _find_flickr(root: Path) -> list[CaptionsFile]:
     found = files_of(root, ".token.txt", ".token", "captions.txt", "results.csv")
-    return [Source(path) for path in found[:1]]
+    return [CaptionsFile(path) for path in found[:1]]
 
 
-def _parse_flickr(listing: Listing, source: Source, split: str) -> None:
+def _parse_flickr(listing: Listing, source: CaptionsFile, split: str) -> None:
     lines = read_text(source.path).split("\n")
     first_line = next((line for line in lines if line.strip()), "").rstrip("\r")
     if _TOKEN_LINE.fullmatch(first_line):
@@ -80,17 +80,17 @@ _KARPATHY_FORM = '{"images": [{"filename", "split", "sentences": [{"raw"}]}]}'
 _COCO_FORM = '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}'
 
 
-def _find_karpathy(root: Path) -> list[Source]:
+def _find_karpathy(root: Path) -> list[CaptionsFile]:
     found = [path for path in files_of(root, ".json") if re.fullmatch(r"dataset(_.*)?\.json", path.name)]
-    return [Source(path) for path in found[:1]]
+    return [CaptionsFile(path) for path in found[:1]]
 
 
-def _find_coco(root: Path) -> list[Source]:
+def _find_coco(root: Path) -> list[CaptionsFile]:
     found = [path for path in files_of(root, ".json") if re.fullmatch(r"captions.*\.json", path.name)]
-    return [Source(path, named_split(path)) for path in found]
+    return [CaptionsFile(path, named_split(path)) for path in found]
 
 
-def _load_json(source: Source, form: str) -> dict[str, Any]:
+def _load_json(source: CaptionsFile, form: str) -> dict[str, Any]:
     text = read_text(source.path)
     try:
         data = json.loads(text)
@@ -102,7 +102,7 @@ def _load_json(source: Source, form: str) -> dict[str, Any]:
     return data
 
 
-def _parse_karpathy(listing: Listing, source: Source, split: str) -> None:
+def _parse_karpathy(listing: Listing, source: CaptionsFile, split: str) -> None:
     data = _load_json(source, _KARPATHY_FORM)
     try:
         for image in data["images"]:
@@ -113,7 +113,7 @@ def _parse_karpathy(listing: Listing, source: Source, split: str) -> None:
         raise DataError(f"{source.path}: expected {_KARPATHY_FORM}; missing or odd: {error}") from error
 
 
-def _parse_coco(listing: Listing, source: Source, split: str) -> None:
+def _parse_coco(listing: Listing, source: CaptionsFile, split: str) -> None:
     data = _load_json(source, _COCO_FORM)
     try:
         names = {image["id"]: image["file_name"] for image in data["images"]}
@@ -136,19 +136,19 @@ _CAPTION_KEYS = ("caption", "captions", "text", "comment", "sentence", "sentence
 _SPLIT_KEYS = ("split", "set", "subset")
 
 
-def _find_rows(*suffixes: str) -> Callable[[Path], list[Source]]:
-    def find(root: Path) -> list[Source]:
+def _find_rows(*suffixes: str) -> Callable[[Path], list[CaptionsFile]]:
+    def find(root: Path) -> list[CaptionsFile]:
         """`metadata` or `captions`, else files or folders named after splits, else the only file."""
         found = files_of(root, *suffixes)
         customary = [path for path in found if path.stem.lower() in ("metadata", "captions")]
         if customary:
-            return [Source(path) for path in customary[:1]]
-        named = [Source(path, named_split(path)) for path in found if named_split(path)]
+            return [CaptionsFile(path) for path in customary[:1]]
+        named = [CaptionsFile(path, named_split(path)) for path in found if named_split(path)]
         for folder in sorted(child for child in root.iterdir() if child.name.lower() in SPLIT_NAMES):
             inside = (folder / f"metadata{suffix}" for suffix in suffixes)
             split = SPLIT_NAMES[folder.name.lower()]
-            named += [Source(path, split, folder.name + "/") for path in inside if path.is_file()]
-        return named or [Source(path) for path in found[:1] if len(found) == 1]
+            named += [CaptionsFile(path, split, folder.name + "/") for path in inside if path.is_file()]
+        return named or [CaptionsFile(path) for path in found[:1] if len(found) == 1]
 
     return find
 
@@ -162,7 +162,7 @@ def _header(line: str) -> tuple[str, list[str]] | None:
     return None
 
 
-def _parse_csv(listing: Listing, source: Source, split: str) -> None:
+def _parse_csv(listing: Listing, source: CaptionsFile, split: str) -> None:
     text = read_text(source.path)
     first_line, _, rest = text.partition("\n")
     header = _header(first_line.strip())
@@ -183,7 +183,7 @@ def _parse_csv(listing: Listing, source: Source, split: str) -> None:
         raise DataError(f"{where}: {error}; is a quotation mark left open?") from error
 
 
-def _json_rows(source: Source, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+def _json_rows(source: CaptionsFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in enumerate(read_text(source.path).split("\n"), start=1):
         try:
             row = json.loads(line) if line.strip() else None
@@ -195,14 +195,14 @@ def _json_rows(source: Source, problems: Problems) -> Iterator[tuple[int, dict[s
             problems.note("lines not understood", f"{source.path.name}:{number}")
 
 
-def _parse_jsonl(listing: Listing, source: Source, split: str) -> None:
+def _parse_jsonl(listing: Listing, source: CaptionsFile, split: str) -> None:
     for number, row in _json_rows(source, listing.problems):
         _add_row(listing, row, source, number)
     if not listing.captions:
         refuse(source, 'lines like {"file_name": "a.jpg", "text": "a caption"}', read_text(source.path)[:60])
 
 
-def _add_row(listing: Listing, row: dict[str, Any], source: Source, line: int) -> None:
+def _add_row(listing: Listing, row: dict[str, Any], source: CaptionsFile, line: int) -> None:
     name = next((row[key] for key in _NAME_KEYS if row.get(key)), None)
     captions = next((row[key] for key in _CAPTION_KEYS if row.get(key) is not None), None)
     if not isinstance(name, str) or captions is None:

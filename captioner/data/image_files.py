@@ -14,7 +14,7 @@ from pathlib import Path
 
 from captioner.data.images import IMAGE_SUFFIXES
 from captioner.errors import CaptionerError, DataError
-from captioner.system.shard_spec import Part
+from captioner.system.shard_spec import ShardSpec
 
 STANDARD_INPUT = "-"
 
@@ -30,7 +30,7 @@ class Pictures:
     def __len__(self) -> int:
         return sum(map(len, self.folders.values()))
 
-    def part(self, part: Part) -> Pictures:
+    def part(self, part: ShardSpec) -> Pictures:
         """One worker's share of the pictures; the first tells of the problems."""
         folders, before = {}, 0
         mine = part.of(range(len(self)))

@@ -38,7 +38,7 @@ FORMATS = {  # all that is decoded, each with the suffixes by which it is found 
 IMAGE_SUFFIXES = frozenset(chain([".heic", ".heif"], *FORMATS.values()))
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, like the pages they are made for
 
-Source: TypeAlias = "str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image"
+ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -74,7 +74,7 @@ DEFAULT_LIMITS = Limits()
 
 
 def read_image(
-    source: Source, *, size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
+    source: ImageSource, *, size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> np.ndarray:
     """Pixels of one picture.
 
@@ -160,7 +160,7 @@ def _name_of(source: Any) -> str:
     return "<array>"
 
 
-def _open(source: Source, name: str, limits: Limits) -> Image.Image:
+def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:
     """The picture, not yet decoded; `source` itself if it is a Pillow image."""
     if isinstance(source, Image.Image):
         return source

@@ -56,7 +56,7 @@ class Problems:
 
 
 @dataclass(frozen=True)
-class Source:
+class CaptionsFile:
     """A captions file, the split that its name or its folder's tells, and what goes before picture names."""
 
     path: Path
@@ -108,10 +108,10 @@ class Reader:
 
     looks_for: str  # files and form expected, for people
     split_hint: str  # what names a split
-    find: Callable[[Path], list[Source]]
-    parse: Callable[[Listing, Source, str], None]
+    find: Callable[[Path], list[CaptionsFile]]
+    parse: Callable[[Listing, CaptionsFile, str], None]
 
-    def read(self, sources: list[Source], split: str) -> Listing:
+    def read(self, sources: list[CaptionsFile], split: str) -> Listing:
         """Reads those files that concern `split` (train, dev, test, all).
 
         Raises:
@@ -169,6 +169,6 @@ def files_of(root: Path, *endings: str) -> list[Path]:
     ]
 
 
-def refuse(source: Source, expected: str, found: str) -> NoReturn:
+def refuse(source: CaptionsFile, expected: str, found: str) -> NoReturn:
     """Raises the DataError for a file of another form."""
     raise DataError(f"{source.path}: expected {expected}; it begins {found[:60]!r}")

@@ -54,7 +54,7 @@ class Summary:
         return lines + self.problems.lines()
 
 
-def summarise(root: str | Path, format: str = "auto", seed: int = 0) -> Summary:
+def summarize(root: str | Path, format: str = "auto", seed: int = 0) -> Summary:
     """Reads a whole data set, every split of it, and sums it up.
 
     Raises:

@@ -25,7 +25,7 @@ from captioner.inference.caption import Caption, CaptionOptions
 from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.runs.run_folder import Run
-from captioner.system.console import bar
+from captioner.system import console
 from captioner.system.files import atomic_write, json_text, write_json
 from captioner.version import __version__
 
@@ -121,7 +121,7 @@ def _caption(
     captioner.caption_features(store, ids[:1], **options)
     captions: list[Caption] = []
     began = time.perf_counter()
-    with bar(len(ids), "pictures", "captions", quiet) as progress:
+    with console.progress_bar(len(ids), "pictures", "captions", quiet) as progress:
         for start in range(0, len(ids), plan.batch_size):
             captions += captioner.caption_features(store, ids[start : start + plan.batch_size], **options)
             progress.update(len(captions) - start)

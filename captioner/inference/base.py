@@ -164,7 +164,7 @@ class BaseCaptioner(ABC):
             beam=max(_or(options.beam, decode.beam), options.n_best),
             n_best=options.n_best,
             max_words=_or(options.max_words, decode.max_words),
-            length_normalisation=_or(options.length_normalisation, decode.length_normalisation),
+            length_normalisation=_or(options.length_normalisation, decode.length_normalization),
             no_repeat=_or(options.no_repeat, decode.no_repeat),
             temperature=_or(options.temperature, 1.0),
             top_k=_or(options.top_k, 0),

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from captioner.system.console import say, silent_stderr
-from captioner.system.voice import detail, verbose
+from captioner.system import console
 
 if TYPE_CHECKING:
     from captioner.inference.base import BaseCaptioner
@@ -39,11 +38,11 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
     else:
         try:
             light = CompiledCaptioner.load(folder)
-            detail("its compiled form is loaded; TensorFlow is not needed")
+            console.debug("its compiled form is loaded; TensorFlow is not needed")
             return light
         except NotExported as error:
             reason = f"{error}, which `captioner export --run {folder}` makes"
-    say(f"TensorFlow is loaded: {reason}", quiet=quiet)
+    console.info(f"TensorFlow is loaded: {reason}", quiet=quiet)
     load_tensorflow()
     from captioner.inference.captioner import Captioner
 
@@ -54,9 +53,9 @@ def load_tensorflow() -> None:
     """Imports TensorFlow without what its C++ libraries say of themselves; it is shown if that fails."""
     if "tensorflow" in sys.modules:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if verbose() else "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if console.verbose() else "3")
     if os.environ["TF_CPP_MIN_LOG_LEVEL"] < "2":  # somebody wants to see it
         import tensorflow  # noqa: F401
-    with silent_stderr():
+    with console.silent_stderr():
         import tensorflow  # noqa: F401, F811
-    detail(f"TensorFlow {tensorflow.__version__} is loaded")
+    console.debug(f"TensorFlow {tensorflow.__version__} is loaded")

@@ -58,7 +58,7 @@ class NumPyDecoder:
     def project_memory(self, features: np.ndarray) -> Memory:
         """Projects the grids (B, P, C)."""
         features = features.astype(np.float32)
-        if self.config.normalised:
+        if self.config.l2_normalize_features:
             squares = np.maximum((features * features).sum(-1, keepdims=True), np.float32(1e-12))
             features *= np.float32(features.shape[-1]) ** np.float32(0.5) / np.sqrt(squares)
         projected = self._affine(features, "grid")  # (B, P, A + D)

@@ -95,7 +95,7 @@ class CaptionDecoder(keras.Model):
     def prepare(self, features: Tensor, seed: Tensor | None = None) -> Memory:
         """Project the grids (B, P, C); `seed` (2,) int32 switches dropout on."""
         features = tf.cast(features, tf.float32)
-        if self.config.normalised:
+        if self.config.l2_normalize_features:
             features = tf.math.l2_normalize(features, -1) * self.channels**0.5
         if seed is not None:  # whole channels, so that no neighbouring cell gives the dropped number away
             kept = _dropout(

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.data.datasets import CaptionedImage
-from captioner.data.feature_cache import Seen, ShardFolder
+from captioner.data.feature_cache import FeatureCache, FileStat
 from captioner.data.images import DEFAULT_LIMITS, read_image
 from captioner.errors import EncoderError, ImageError
 from captioner.models.encoder import Encoder
@@ -38,7 +38,7 @@ class Extraction:
         batch_size: pictures per pass through the CNN.
     """
 
-    def __init__(self, shards: ShardFolder, encoder: Encoder, *, batch_size: int) -> None:
+    def __init__(self, shards: FeatureCache, encoder: Encoder, *, batch_size: int) -> None:
         self._shards = shards
         self._encoder = encoder
         self._pixels = np.zeros((batch_size, *encoder.size, 3), np.uint8)
@@ -141,7 +141,7 @@ class Picture(NamedTuple):
 
     digest: str
     pixels: np.ndarray | None  # (H, W, 3) uint8; None: it is known already
-    seen: Seen
+    seen: FileStat
 
 
 def read_picture(path: Path, size: tuple[int, int], known: Container[str] = ()) -> Picture | ImageError:
@@ -157,7 +157,7 @@ def read_picture(path: Path, size: tuple[int, int], known: Container[str] = ()) 
         if not content or len(content) > DEFAULT_LIMITS.file_bytes:
             read_image(path)  # says what is wrong with it
         digest = digest_bytes(content)
-        seen = Seen.of(before, digest if settled else "")
+        seen = FileStat.of(before, digest if settled else "")
         if digest in known:
             return Picture(digest, None, seen)
         return Picture(digest, read_image(content, size=size), seen)

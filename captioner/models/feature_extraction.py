@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from captioner.data.datasets import CaptionedImage
-from captioner.data.feature_cache import FORMAT, WORKERS, Location, ShardFolder, cache_base, fingerprint
+from captioner.data.feature_cache import FORMAT, WORKERS, FeatureCache, Location, cache_base, fingerprint
 from captioner.errors import CacheError, ImageError
 from captioner.models.encoder import Encoder
 from captioner.models.extraction import BATCH_SIZE, Extraction, shard_pictures
-from captioner.system.console import bar, say
+from captioner.system import console
 from captioner.system.files import lock, remove_leftovers
-from captioner.system.shard_spec import Part, part_number
+from captioner.system.shard_spec import ShardSpec, shard_order
 
 
 class Failure(NamedTuple):
@@ -54,7 +54,7 @@ class FeatureStore:
     """
 
     def __init__(
-        self, shards: ShardFolder, locations: dict[str, Location], *, failures: Sequence[Failure] = ()
+        self, shards: FeatureCache, locations: dict[str, Location], *, failures: Sequence[Failure] = ()
     ) -> None:
         self._shards = shards
         self._locations = locations
@@ -126,7 +126,7 @@ def extract(
             digests |= digests_of(shards, missing)
             if missing := missing_from(shards, missing, digests):
                 work = Extraction(shards, encoder, batch_size=batch_size)
-                with bar(len(missing), "pictures", "features", quiet) as progress:
+                with console.progress_bar(len(missing), "pictures", "features", quiet) as progress:
                     for record, outcome in work.run(missing):
                         if isinstance(outcome, ImageError):
                             failures.append(Failure(record.id, record.path, outcome.reason))
@@ -140,7 +140,7 @@ def extract(
 def extract_part(
     records: Sequence[CaptionedImage],
     encoder: Encoder,
-    part: Part,
+    part: ShardSpec,
     *,
     folder: str | Path | None = None,
     quiet: bool = False,
@@ -167,38 +167,38 @@ def extract_part(
     return extract(missing, encoder, folder=shards.folder / WORKERS / part.name, quiet=quiet)
 
 
-def shard_folder(encoder: Encoder, folder: str | Path | None = None) -> ShardFolder:
+def shard_folder(encoder: Encoder, folder: str | Path | None = None) -> FeatureCache:
     """The cache of an encoder, opened; errors as in `extract`."""
     path = Path(folder) if folder is not None else cache_folder(encoder)
-    return ShardFolder(path, _identity(encoder), shape=(encoder.cells, encoder.channels))
+    return FeatureCache(path, _identity(encoder), shape=(encoder.cells, encoder.channels))
 
 
-def digests_of(shards: ShardFolder, records: Iterable[CaptionedImage]) -> dict[str, str]:
+def digests_of(shards: FeatureCache, records: Iterable[CaptionedImage]) -> dict[str, str]:
     """By id the digest of each picture that has not changed since it was read; else an empty string."""
     return {record.id: shards.digest_of(record.path) for record in records}
 
 
 def missing_from(
-    shards: ShardFolder, records: Iterable[CaptionedImage], digests: Mapping[str, str]
+    shards: FeatureCache, records: Iterable[CaptionedImage], digests: Mapping[str, str]
 ) -> list[CaptionedImage]:
     """The records of whose pictures the cache is not known to hold a row."""
     return [record for record in records if digests[record.id] not in shards.locations]
 
 
-def make_ready(shards: ShardFolder, *, quiet: bool) -> None:
+def make_ready(shards: FeatureCache, *, quiet: bool) -> None:
     """Clears away what is damaged and takes in what workers have made; under the folder's lock."""
     remove_leftovers(shards.folder)
     shards.refresh()
     for sentence in shards.damaged:
-        say(sentence.partition(";")[0] + "; its pictures are computed anew", quiet=quiet)
+        console.info(sentence.partition(";")[0] + "; its pictures are computed anew", quiet=quiet)
     shards.discard_damaged()
-    for path in sorted((shards.folder / WORKERS).glob("*"), key=lambda path: part_number(path.name)):
+    for path in sorted((shards.folder / WORKERS).glob("*"), key=lambda path: shard_order(path.name)):
         with lock(path):
-            worker = ShardFolder(path, shards.identity, shape=shards.shape)
-            say(f"{path}: {shards.adopt(worker)} pictures taken in", quiet=quiet)
+            worker = FeatureCache(path, shards.identity, shape=shards.shape)
+            console.info(f"{path}: {shards.take_over(worker)} pictures taken in", quiet=quiet)
 
 
-def store_of(shards: ShardFolder, digests: Mapping[str, str], failures: Sequence[Failure]) -> FeatureStore:
+def store_of(shards: FeatureCache, digests: Mapping[str, str], failures: Sequence[Failure]) -> FeatureStore:
     """The pictures, by id and in this order, that the cache holds."""
     locations = {
         name: shards.locations[digest] for name, digest in digests.items() if digest in shards.locations

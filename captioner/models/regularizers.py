@@ -20,7 +20,6 @@ REGULARIZERS: dict[str, Callable[[float], Any]] = {
 }
 
 
-
 def load_regularizer(name: str, strength: float) -> Any:
     """A Keras regulariser; one's own as `"package.module:name"`, called with the strength."""
     if ":" in name:

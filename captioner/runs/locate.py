@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from captioner.errors import RunError
-from captioner.system.voice import detail
+from captioner.system import console
 
 PACKAGE = Path(__file__).resolve().parents[1]
 RUNS = Path("runs")  # where trainings go that were given no other place
@@ -24,12 +24,12 @@ def find_run(given: str | None) -> Path:
     """
     if given or os.environ.get("CAPTIONER_RUN"):
         folder = Path(given or os.environ["CAPTIONER_RUN"])
-        detail(f"run folder {folder}, {'as asked' if given else 'from $CAPTIONER_RUN'}")
+        console.debug(f"run folder {folder}, {'as asked' if given else 'from $CAPTIONER_RUN'}")
         return folder
     for place in SHIPPED:
         folder = (PACKAGE / place).resolve()
         if (folder / "config.json").is_file():
-            detail(f"run folder {folder}, which comes with captioner")
+            console.debug(f"run folder {folder}, which comes with captioner")
             return folder
     raise RunError(
         "no trained model: none comes with this installation; name a run folder with --run or in "

@@ -216,7 +216,7 @@ class Run:
         # By the configuration's name: it may be a "package.module:name".
         wanted, size = self.config.encoder, info["size"][0]
         encoder = load_encoder(
-            wanted.name, weights=part(arrays, "encoder/"), size=size, mirrored=wanted.mirrored
+            wanted.name, weights=part(arrays, "encoder/"), size=size, mirrored=wanted.flip_augmented
         )
         self._check_encoder(encoder)
         decoder = CaptionDecoder(

@@ -1,7 +1,10 @@
-"""What a person sees while something long is going on, on stderr only.
+"""What a person sees while something long is going on, on stderr only; how much, and in what colors.
 
-In: counts and figures. Out: a tqdm bar on a terminal, a plain line every ten seconds anywhere else (log
-files, CI), nothing when quiet. `recording` also keeps what `say` says in a log file.
+In: sentences, counts and figures. Out: lines of the logger `captioner`; a tqdm bar on a terminal, a plain
+line every ten seconds anywhere else (log files, CI); nothing when quiet. `recording` also keeps the lines in
+a log file. Programs that use captioner as a library give the logger handlers of their own, or a level.
+
+Colors only on a terminal that has not been asked to do without (NO_COLOR, https://no-color.org; TERM=dumb).
 """
 
 from __future__ import annotations
@@ -11,65 +14,105 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
-
-from captioner.system import voice
-from captioner.system.files import append_line
+from typing import Any, Protocol, TextIO
 
 INTERVAL_SECONDS = 10.0
 
-_logs: list[Path] = []
+LOGGER = "captioner"
+_RECORDED = 15  # between DEBUG and INFO: kept in log files, not shown
+_CODES = {"red": 31, "green": 32, "yellow": 33, "bold": 1, "faint": 2}
+_began = time.monotonic()
+_state = {"quiet": False, "verbose": False}
+
+
+def configure(*, quiet: bool = False, verbose: bool = False) -> None:
+    """From now on nothing is narrated (`quiet`), or also what is usually left out (`verbose`)."""
+    _state.update(quiet=quiet, verbose=verbose)
+
+
+def quiet() -> bool:
+    """Whether bars and narration are left out."""
+    return _state["quiet"]
+
+
+def verbose() -> bool:
+    """Whether details are wanted."""
+    return _state["verbose"]
+
+
+def info(text: str, *, quiet: bool = False) -> None:
+    """One line of narration, above a bar that is being drawn; also into the logs of `recording`."""
+    _logger().log(_RECORDED if quiet or _state["quiet"] else 20, text)  # 20: logging.INFO
+
+
+def debug(text: str) -> None:
+    """A line for those who said --verbose: what was found, chosen, loaded, and how long after the start."""
+    if _state["verbose"]:
+        line = f"[{time.monotonic() - _began:7.2f} s] {text}"
+        print(styled(line, "faint", sys.stderr), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def recording(path: str | Path) -> Iterator[None]:
+    """Every line of narration inside is also appended to the file at `path`, with the time."""
+    from captioner.system.log_handlers import FileHandler
+
+    logger, handler = _logger(), FileHandler(Path(path))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+@cache
+def _logger() -> Any:
+    """The logger, with a handler for stderr unless the program around us has given it one."""
+    import logging
+
+    from captioner.system.log_handlers import ConsoleHandler
+
+    logger = logging.getLogger(LOGGER)
+    if not logger.handlers:
+        handler = ConsoleHandler()
+        handler.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+    if logger.level == logging.NOTSET:
+        logger.setLevel(_RECORDED)
+    return logger
 
 
 class Bar(Protocol):
-    """What `bar` hands out."""
+    """What `progress_bar` hands out."""
 
     def update(self, n: int = 1, **figures: float | str) -> None:
         """`n` more are done; `figures` (loss=2.31, words_per_second=900) are shown beside the count."""
 
 
 @contextmanager
-def bar(
+def progress_bar(
     total: int | None, unit: str, description: str, quiet: bool = False, *, done: int = 0
 ) -> Iterator[Bar]:
     """A progress bar for `total` things called `unit`, of which `done` were finished in an earlier run.
 
     Example:
-        >>> with bar(100, "pictures", "features", quiet=True) as progress:
+        >>> with progress_bar(100, "pictures", "features", quiet=True) as progress:
         ...     progress.update(32, failed=1)
     """
-    if quiet or voice.quiet():
+    if quiet or _state["quiet"]:
         yield _Silence()
     elif sys.stderr.isatty():
-        with _TerminalBar(total, unit, description, done) as shown:
+        from tqdm.contrib.logging import logging_redirect_tqdm  # not before a bar is drawn: tqdm takes time
+
+        with logging_redirect_tqdm([_logger()]), _TerminalBar(total, unit, description, done) as shown:
             yield shown
     else:
         lines = _Lines(total, unit, description, done)
         yield lines
         lines.finish()
-
-
-def say(text: str, *, quiet: bool = False) -> None:
-    """One line of narration on stderr, above a bar that is being drawn; also into the logs of `recording`."""
-    for path in _logs:
-        append_line(path, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
-    if quiet or voice.quiet():
-        return
-    if "tqdm" in sys.modules:
-        sys.modules["tqdm"].tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def recording(path: str | Path) -> Iterator[None]:
-    """Everything said inside is also appended to the file at `path`, with the time."""
-    _logs.append(Path(path))
-    try:
-        yield
-    finally:
-        _logs.remove(Path(path))
 
 
 def duration(seconds: float) -> str:
@@ -84,6 +127,21 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+def styled(text: str, style: str, stream: TextIO) -> str:
+    """The text in a color or weight, where `stream` can show it.
+
+    >>> import io
+    >>> styled("error", "red", io.StringIO())
+    'error'
+    """
+    return f"\033[{_CODES[style]}m{text}\033[0m" if shows_colors(stream) else text
+
+
+def shows_colors(stream: TextIO) -> bool:
+    """Whether colors are wanted there."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
@@ -113,7 +171,7 @@ class _Silence:
 
 class _TerminalBar:
     def __init__(self, total: int | None, unit: str, description: str, done: int) -> None:
-        from tqdm import tqdm  # not before a bar is drawn: one caption should not wait for it
+        from tqdm import tqdm
 
         self._bar = tqdm(
             total=total, unit=f" {unit}", desc=description, initial=done, file=sys.stderr, dynamic_ncols=True

@@ -15,10 +15,10 @@ from captioner.errors import ConfigError
 Item = TypeVar("Item")
 
 
-class Part(NamedTuple):
+class ShardSpec(NamedTuple):
     """The `number`-th of `total` parts, counted from 1.
 
-    >>> [Part(number, 3).of("abcdefgh") for number in (1, 2, 3)]
+    >>> [ShardSpec(number, 3).of("abcdefgh") for number in (1, 2, 3)]
     ['ab', 'cde', 'fgh']
     """
 
@@ -26,19 +26,19 @@ class Part(NamedTuple):
     total: int = 1
 
     @staticmethod
-    def parse(text: str) -> Part:
+    def parse(text: str) -> ShardSpec:
         """From what was typed.
 
         Raises:
             ConfigError: it is not i/n with i from 1 to n.
 
-        >>> Part.parse("2/8")
-        Part(number=2, total=8)
+        >>> ShardSpec.parse("2/8")
+        ShardSpec(number=2, total=8)
         """
         match = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ConfigError(f'--shard "{text}": expected i/n, such as 1/4, 2/4, 3/4 and 4/4')
-        return Part(int(match[1]), int(match[2]))
+        return ShardSpec(int(match[1]), int(match[2]))
 
     @property
     def whole(self) -> bool:
@@ -49,7 +49,7 @@ class Part(NamedTuple):
     def name(self) -> str:
         """For files and folders.
 
-        >>> Part(2, 8).name
+        >>> ShardSpec(2, 8).name
         '2-of-8'
         """
         return f"{self.number}-of-{self.total}"
@@ -61,13 +61,13 @@ class Part(NamedTuple):
         return items[start:end]
 
 
-WHOLE = Part()
+WHOLE = ShardSpec()
 
 
-def part_number(name: str) -> tuple[int, ...]:
+def shard_order(name: str) -> tuple[int, ...]:
     """Sorts the names of parts as the parts follow one another.
 
-    >>> sorted(["10-of-12", "9-of-12"], key=part_number)
+    >>> sorted(["10-of-12", "9-of-12"], key=shard_order)
     ['9-of-12', '10-of-12']
     """
     return tuple(int(digits) for digits in re.findall(r"\d+", name))

@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from captioner.errors import CaptionerError, RunError
-from captioner.system.console import say
+from captioner.system import console
 from captioner.system.files import flush_file, flush_folder, remove_leftovers, storing
 from captioner.system.manifest import check, entries, read_manifest, write_manifest
 
@@ -90,7 +90,7 @@ class Latest:
                 self._restore(prefix)
                 return prefix
             self._damaged.add(number)
-            say(f"{prefix}: not usable, going back to the one before ({problem})")
+            console.info(f"{prefix}: not usable, going back to the one before ({problem})")
         if numbers:
             raise RunError(
                 f"{self.folder}: no checkpoint is whole; restore the folder from a copy, or remove it"

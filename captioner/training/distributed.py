@@ -3,11 +3,11 @@
 In: what `train.train` takes, and the workers that $TF_CONFIG names (or the GPUs that are here). Out: the same
 run folder, written by the first worker alone; the others need the pictures, and nothing else of it.
 
-Each batch is cut into `train.parts` parts, dealt to the workers. A worker adds up the gradients of its own,
-divided by the real words of the whole batch; tf.distribute adds up those of all, and every worker takes the
-same step with its own copy of the weights. What a part drops out or draws at random depends on its number
-alone: so any number of workers gives the losses of one, but for rounding, and may go on where another number
-stopped.
+Each batch is cut into `train.micro_batches` parts, dealt to the workers. A worker adds up the gradients of
+its own, divided by the real words of the whole batch; tf.distribute adds up those of all, and every worker
+takes the same step with its own copy of the weights. What a part drops out or draws at random depends on
+its number alone: so any number of workers gives the losses of one, but for rounding, and may go on where
+another number stopped.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError, ConfigError
 from captioner.models.feature_extraction import FeatureStore, extract, extract_part
 from captioner.runs.run_folder import Run
-from captioner.system.console import say
+from captioner.system import console
 from captioner.system.hardware import cores
-from captioner.system.shard_spec import Part
+from captioner.system.shard_spec import ShardSpec
 from captioner.training import train as alone
 from captioner.training.signals import Interrupted, StopRequest
 from captioner.training.sync_batch_norm import Making, RunningAverages
@@ -54,7 +54,7 @@ def train(
     """`train.train`, with everybody who takes part.
 
     Args:
-        config: as in `train.train`; `train.parts` must be a multiple of the devices of all workers.
+        config: as in `train.train`; `train.micro_batches` must be a multiple of the devices of all workers.
         data: what every worker reaches.
         folder: of the run; only the first worker writes there.
         resume: as in `train.train`; what the first worker finds there counts.
@@ -79,7 +79,7 @@ def train(
     # Asking for devices starts TensorFlow, which must not be before it knows of several workers.
     found = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if gpus else devices
     team = Team(number, workers, found)
-    say(f"worker {team.number + 1} of {team.workers}, {team.count} devices in all", quiet=quiet)
+    console.info(f"worker {team.number + 1} of {team.workers}, {team.count} devices in all", quiet=quiet)
     with ExitStack() as stack:
         own = Path(folder)
         if not team.first:  # what the others would write is of no use
@@ -218,7 +218,7 @@ class TeamTraining(alone.Training):
         super().__init__(*everything, **more)
         parts = _parts(self.config, team)
         if team.first:
-            say(f"each batch in {parts} parts on {team.count} devices", quiet=self.quiet)
+            console.info(f"each batch in {parts} parts on {team.count} devices", quiet=self.quiet)
 
     def train_phase(self, number: int, name: str, stop: StopRequest) -> None:
         """As `Training.train_phase`; whoever is asked to stop goes on until all know of it."""
@@ -243,7 +243,7 @@ class TeamTraining(alone.Training):
     def _extract(self, records: list[CaptionedImage]) -> FeatureStore:
         """Each extracts a part; the first takes them in; those who have other disks do the rest."""
         if self.team.workers > 1:
-            part = Part(self.team.number + 1, self.team.workers)
+            part = ShardSpec(self.team.number + 1, self.team.workers)
             extract_part(records, self.encoder, part, quiet=self.quiet)
             for turn in range(self.team.workers):
                 self.team.meet()
@@ -257,10 +257,11 @@ def _parts(config: Config, team: Team) -> int:
     """In how many parts each batch is computed."""
     on_cpu = not tf.config.list_logical_devices("GPU")
     fewest = -int(team.sum(np.eye(team.workers)[team.number] * -cores()).max()) if on_cpu else 1
-    parts = config.train.parts or team.count * max(1, fewest // team.local)
+    parts = config.train.micro_batches or team.count * max(1, fewest // team.local)
     if parts % team.count:
         raise ConfigError(
-            f"train.parts = {parts}: cannot be dealt to {team.count} devices; expected a multiple of that"
+            f"train.micro_batches = {parts}: cannot be dealt to {team.count} devices; "
+            "expected a multiple of that"
         )
     return parts
 

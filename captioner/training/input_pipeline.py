@@ -25,7 +25,7 @@ from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
 from captioner.data.vocabulary import END, START, Vocabulary
 from captioner.errors import CaptionerError, DataError, ImageError
-from captioner.system.console import say
+from captioner.system import console
 from captioner.training.augmentation import augment, can_be_mirrored
 
 WINDOW = 8  # batches within which pictures are sorted by length
@@ -68,7 +68,7 @@ class PictureSource:
             return read_image(self._paths[name], size=self._size)
         except ImageError as error:
             if name not in self.failures:
-                say(f"{error}; left out", quiet=self._quiet)
+                console.info(f"{error}; left out", quiet=self._quiet)
             self.failures[name] = str(error)
             return np.zeros((*self._size, 3), np.uint8)
 

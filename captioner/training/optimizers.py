@@ -57,6 +57,7 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
     "adafactor": lambda rate, decay: keras.optimizers.Adafactor(rate),
 }
 
+
 def load_optimizer(phase: PhaseConfig, rate: Any) -> Any:
     """The phase's Keras optimiser; one's own as `"package.module:name"`, called with the learning rate.
 
@@ -88,7 +89,12 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, phase: PhaseConfig, rate: float, steps: int) -> None:
         super().__init__()
-        self.kind, self.final, self.rate, self.steps = phase.schedule, phase.final_rate, rate, max(steps, 1)
+        self.kind, self.final, self.rate, self.steps = (
+            phase.schedule,
+            phase.final_lr_fraction,
+            rate,
+            max(steps, 1),
+        )
         self.warmup = min(phase.warmup_steps, self.steps // 2)
 
     def __call__(self, step: Any) -> Any:
@@ -130,7 +136,7 @@ class Updater(tf.Module):
             if variables:
                 optimizer.build(variables)
         self.averages = (
-            [tf.Variable(v, trainable=False) for v in self.variables_trained] if phase.average else []
+            [tf.Variable(v, trainable=False) for v in self.variables_trained] if phase.ema_decay else []
         )
 
     @property
@@ -166,7 +172,7 @@ class Updater(tf.Module):
         step = self.optimizers[0 if self.groups[0] else 1].iterations
         share = tf.cast(1 + step, tf.float32) / tf.cast(10 + step, tf.float32)
         young = step < YOUNG
-        decay = tf.minimum(self.phase.average, share) ** tf.where(young, 1.0, FOLLOW_EVERY)
+        decay = tf.minimum(self.phase.ema_decay, share) ** tf.where(young, 1.0, FOLLOW_EVERY)
 
         def move() -> Any:
             for average, variable in zip(self.averages, self.variables_trained, strict=True):

@@ -31,7 +31,7 @@ from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.models.regularizers import load_regularizer
 from captioner.runs.run_folder import DATA, Run
-from captioner.system.console import duration, recording, say
+from captioner.system import console
 from captioner.system.files import atomic_write, json_text
 from captioner.system.hardware import precision
 from captioner.training.checkpoints import Latest
@@ -86,13 +86,13 @@ def train(
     for phase in config.phases.values():
         encoder_variables(phase, encoder)  # the layer it names must be there
     run = run or _create_run(config, data, folder, splits, encoder)
-    with run.training(), recording(run.folder / "log.txt"):
+    with run.training(), console.recording(run.folder / "log.txt"):
         if run.config != config:
             run.replace_config(config)
-        say(str(run.config), quiet=quiet)
+        console.info(str(run.config), quiet=quiet)
         for split in splits.values():
             for line in split.problems.lines():
-                say(line, quiet=quiet)
+                console.info(line, quiet=quiet)
         try:
             training = (kind or Training)(run, splits, encoder, quiet=quiet)
             if minutes:
@@ -148,7 +148,9 @@ class Training:
         self.run.replace_config(config)
         for name, cost in costs.items():
             epochs = config.phases[name].epochs if name in config.phases else 0
-            say(f"phase {name}: {epochs} epochs of about {duration(cost)} each", quiet=self.quiet)
+            console.info(
+                f"phase {name}: {epochs} epochs of about {console.duration(cost)} each", quiet=self.quiet
+            )
 
     def _epoch_seconds(self, number: int, name: str) -> float:
         """What an epoch takes here; weights and run folder stay as they are."""
@@ -237,7 +239,7 @@ class Training:
             records = [record for split in splits for record in self.records[split]]
             store = self._extract(records)
             for failure in store.failures:
-                say(f"{failure.path}: {failure.reason}; left out", quiet=self.quiet)
+                console.info(f"{failure.path}: {failure.reason}; left out", quiet=self.quiet)
             self.extracted[key] = store
         return self.extracted[key]
 
@@ -258,7 +260,7 @@ class Training:
         decoder, encoder = self.run.load_best()
         self.decoder.load_weights_dict(decoder.weights_dict())
         arrays = encoder.weights_dict()
-        if self.config.encoder.half and "encoder" not in phase.trains:
+        if self.config.encoder.round_to_float16 and "encoder" not in phase.trains:
             arrays = {name: array.astype(np.float16).astype(np.float32) for name, array in arrays.items()}
         self.encoder.load_weights_dict(arrays)
 
@@ -289,7 +291,11 @@ def _create_run(
 def _load_encoder(config: Config) -> Encoder:
     wanted = config.encoder
     return load_encoder(
-        wanted.name, weights=wanted.weights, size=wanted.size, mirrored=wanted.mirrored, seed=config.seed
+        wanted.name,
+        weights=wanted.weights,
+        size=wanted.size,
+        mirrored=wanted.flip_augmented,
+        seed=config.seed,
     )
 
 

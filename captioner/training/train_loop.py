@@ -22,7 +22,7 @@ from captioner.evaluation.scoring import score_captions
 from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import Failure
 from captioner.runs.run_folder import Run
-from captioner.system.console import bar, duration, say
+from captioner.system import console
 from captioner.training.checkpoints import Latest
 from captioner.training.input_pipeline import PictureSource, TrainingBatches
 from captioner.training.rewards import CaptionReward
@@ -119,7 +119,7 @@ class Loop:
             Interrupted: `stop` was requested; everything is saved.
         """
         phase = self.steps.phase
-        say(headline(self.name, phase, self.batches.steps, int(self.state.epoch)), quiet=self.quiet)
+        console.info(headline(self.name, phase, self.batches.steps, int(self.state.epoch)), quiet=self.quiet)
         while int(self.state.epoch) < phase.epochs and not self.out_of_patience():
             if stop.requested:
                 raise Interrupted(self.run.folder, stop.requested)
@@ -136,7 +136,7 @@ class Loop:
         sums, started, saved = Figures(*self.state.sums.numpy()), time.monotonic(), time.monotonic()
         before = float(self.state.seconds)
         title = f"{self.name} {epoch + 1}/{self.steps.phase.epochs}"
-        with bar(self.batches.steps, "steps", title, self.quiet, done=done) as progress:
+        with console.progress_bar(self.batches.steps, "steps", title, self.quiet, done=done) as progress:
             for step, figures in self.train_steps(epoch, done):
                 self._check(epoch, step, figures)
                 sums = sums.plus(figures)
@@ -208,7 +208,7 @@ class Loop:
             self.run.save_best(self.steps.decoder, self.steps.encoder, {**entry, "selected": selected})
         if updater.averages:
             updater.swap_averages()
-        say(verdict(entry, better), quiet=self.quiet)
+        console.info(verdict(entry, better), quiet=self.quiet)
 
 
 class _Encoding:
@@ -248,7 +248,7 @@ def verdict(entry: Mapping[str, Any], better: bool) -> str:
         f"BLEU-4 {entry['bleu4']:.1f}",
         f"CIDEr {entry['cider']:.1f}",
         f"{entry['captions_per_second']:.0f} captions/s",
-        f"{duration(entry['seconds'])}{' (best so far)' if better else ''}",
+        f"{console.duration(entry['seconds'])}{' (best so far)' if better else ''}",
     ]
     return f"{entry['phase']} epoch {entry['epoch']}: {', '.join(parts)}"
 

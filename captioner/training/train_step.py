@@ -60,7 +60,7 @@ class Steps:
     ) -> None:
         self.config, self.phase = config, phase
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
-        self._towers = self._all_towers = config.train.parts or cores()
+        self._towers = self._all_towers = config.train.micro_batches or cores()
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
         # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
@@ -230,7 +230,7 @@ class Steps:
         return tf.ensure_shape(cells.concat(), [None, self.encoder.cells, self.encoder.channels])
 
     def _dropout_seed(self, seed: Tensor) -> Tensor | None:
-        return seed if self.phase.dropout else None
+        return seed if self.phase.use_dropout else None
 
     def _penalty(self) -> Tensor:
         """Weight regularisation of what is trained."""

@@ -8,7 +8,7 @@ from functools import cache
 
 from matplotlib import font_manager
 
-from captioner.system.console import say
+from captioner.system import console
 
 BASE = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, and more
 # Good-looking fonts with many letters, tried before any other that is installed.
@@ -71,7 +71,8 @@ def _further_fonts(missing: frozenset[str]) -> tuple[str, ...]:
             missing -= drawn
     if missing:
         shown = "".join(sorted(missing)[:12])
-        say(f"no installed font draws {shown} …: they appear as boxes; install one, such as Noto Sans CJK")
+        remedy = "they appear as boxes; install one, such as Noto Sans CJK"
+        console.info(f"no installed font draws {shown} …: {remedy}")
     return tuple(found)
 
 

@@ -17,8 +17,7 @@ from captioner.cli.commands import COMMANDS, parse
 from captioner.cli.completion import SHELLS
 from captioner.cli.main import main
 from captioner.runs.locate import new_run, newest_runs
-from captioner.system import console as progress
-from captioner.system import voice
+from captioner.system import console
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,7 +31,7 @@ class Terminal(io.StringIO):
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(voice, "_state", {"quiet": False, "verbose": False})
+    monkeypatch.setattr(console, "_state", {"quiet": False, "verbose": False})
 
 
 def test_alone_it_says_what_can_be_done_next(
@@ -89,11 +88,11 @@ def test_every_command_takes_quiet_and_verbose() -> None:
 
 
 def test_quiet_silences_bars_and_narration_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
-    voice.speak(quiet=True)
-    progress.say("something")
-    with progress.bar(3, "pictures", "captions") as bar:
+    console.configure(quiet=True)
+    console.info("something")
+    with console.progress_bar(3, "pictures", "captions") as bar:
         bar.update(3)
-    voice.detail("something")
+    console.debug("something")
     assert capsys.readouterr().err == ""
 
 
@@ -108,12 +107,12 @@ def test_verbose_tells_details_and_shows_where_an_error_came_from(
 
 
 def test_colours_only_where_they_are_seen_and_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert voice.styled("x", "red", io.StringIO()) == "x"
-    assert voice.styled("x", "red", Terminal()) == "\033[31mx\033[0m"
+    assert console.styled("x", "red", io.StringIO()) == "x"
+    assert console.styled("x", "red", Terminal()) == "\033[31mx\033[0m"
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
         with monkeypatch.context() as changed:
             changed.setenv(name, value)
-            assert voice.styled("x", "red", Terminal()) == "x"
+            assert console.styled("x", "red", Terminal()) == "x"
 
 
 def test_an_error_is_red_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

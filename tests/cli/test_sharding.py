@@ -29,7 +29,7 @@ from captioner.models import extraction
 from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract, extract_part
 from captioner.system.files import lock
-from captioner.system.shard_spec import Part
+from captioner.system.shard_spec import ShardSpec
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize("block", [1, 4])
 def test_parts_are_the_whole_and_of_like_size(total: int, block: int) -> None:
     items = list(range(41))
-    parts = [Part(number, total).of(items, block=block) for number in range(1, total + 1)]
+    parts = [ShardSpec(number, total).of(items, block=block) for number in range(1, total + 1)]
     assert [item for part in parts for item in part] == items
     assert max(map(len, parts)) - min(map(len, parts)) <= 2 * block - 1
     assert all(part[0] % block == 0 for part in parts if part)
@@ -47,7 +47,7 @@ def test_parts_are_the_whole_and_of_like_size(total: int, block: int) -> None:
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "1/0", "a/b", "1/2/3", "-1/2", ""])
 def test_a_part_that_cannot_be(text: str) -> None:
     with pytest.raises(ConfigError, match="expected i/n, such as 1/4"):
-        Part.parse(text)
+        ShardSpec.parse(text)
 
 
 # Features.
@@ -86,7 +86,7 @@ def test_workers_leave_the_very_files_of_one(
     alone = extract(records, encoder, folder=tmp_path / "alone", quiet=True)
     together = tmp_path / "together"
     for number in range(total, 0, -1):  # whoever comes first
-        extract_part(records, encoder, Part(number, total), folder=together, quiet=True)
+        extract_part(records, encoder, ShardSpec(number, total), folder=together, quiet=True)
     assert not list(together.glob("*.npy"))
     united = extract(records, encoder, folder=together, quiet=True)
     assert united.ids == alone.ids and rows(united) == rows(alone)
@@ -107,7 +107,9 @@ def test_bad_and_repeated_pictures_do_no_harm(
     failed = [
         failure
         for number in (1, 2, 3)
-        for failure in extract_part(records, encoder, Part(number, 3), folder=together, quiet=True).failures
+        for failure in extract_part(
+            records, encoder, ShardSpec(number, 3), folder=together, quiet=True
+        ).failures
     ]
     assert [failure.id for failure in failed] == ["003"]
     united = extract(records, encoder, folder=together, quiet=True)
@@ -129,16 +131,16 @@ def test_a_part_goes_on_and_is_not_done_twice(
 
     monkeypatch.setattr(extraction.Extraction, "_encode", counting)
     with pytest.raises(KeyboardInterrupt):
-        extract_part(records, encoder, Part(1, 2), folder=cache, quiet=True)
+        extract_part(records, encoder, ShardSpec(1, 2), folder=cache, quiet=True)
     assert len(list(cache.glob("workers/1-of-2/*.json"))) == 2  # cache.json, and the first shard
     encoded[:] = [0] * 5
-    extract_part(records, encoder, Part(1, 2), folder=cache, quiet=True)
+    extract_part(records, encoder, ShardSpec(1, 2), folder=cache, quiet=True)
     assert sum(encoded) == 32  # part 1 has two shards of the five
     encoded[:] = [0] * 5
     assert len(extract(records, encoder, folder=cache, quiet=True)) == 150  # the rest, without part 2
     assert sum(encoded) == 150 - 64
     encoded[:] = [0] * 5
-    extract_part(records, encoder, Part(2, 2), folder=cache, quiet=True)
+    extract_part(records, encoder, ShardSpec(2, 2), folder=cache, quiet=True)
     assert sum(encoded) == 0
 
 
@@ -147,7 +149,7 @@ def test_taking_in_may_be_interrupted(
 ) -> None:
     cache, opened = tmp_path / "cache", []
     for number in (1, 2):
-        extract_part(records, encoder, Part(number, 2), folder=cache, quiet=True)
+        extract_part(records, encoder, ShardSpec(number, 2), folder=cache, quiet=True)
     link = shards._link
 
     def stopping(path: Path, target: Path) -> None:
@@ -168,7 +170,7 @@ def test_a_worker_that_is_still_at_it_is_waited_for(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    extract_part(records, encoder, Part(1, 2), folder=cache, quiet=True)
+    extract_part(records, encoder, ShardSpec(1, 2), folder=cache, quiet=True)
     with lock(cache / "workers" / "1-of-2"), pytest.raises(RunError, match="1-of-2: in use by another"):
         extract(records, encoder, folder=cache, quiet=True)
 
@@ -195,8 +197,10 @@ def photos(folder: Path, *names: str) -> Path:
     return folder
 
 
-def caption(folder: Path, model: Any, *write: str, part: Part | None = None, job: str = "one") -> Outcomes:
-    plan = FolderPlan(write or ("txt",), part=part or Part(), job=job)
+def caption(
+    folder: Path, model: Any, *write: str, part: ShardSpec | None = None, job: str = "one"
+) -> Outcomes:
+    plan = FolderPlan(write or ("txt",), part=part or ShardSpec(), job=job)
     return caption_folders(gather([str(folder)], recursive=True), plan, model, quiet=True)
 
 
@@ -215,7 +219,7 @@ def test_workers_write_what_one_writes(tmp_path: Path) -> None:
     caption(alone, Model(), *kinds)
     models = [Model() for _ in range(3)]
     for number, model in enumerate(models, start=1):
-        assert caption(together, model, *kinds, part=Part(number, 3)).failed == 0
+        assert caption(together, model, *kinds, part=ShardSpec(number, 3)).failed == 0
     assert [name for model in models for name in model.shown] == [Path(name).name for name in NAMES]
     assert (together / ".captioner-1-of-3.jsonl").exists() and not (together / JOURNAL).exists()
     last = Model()
@@ -232,41 +236,41 @@ def test_workers_write_what_one_writes(tmp_path: Path) -> None:
 
 def test_each_worker_has_a_sheet_until_they_are_one(tmp_path: Path) -> None:
     photos(tmp_path, "a.jpg", "b.jpg")
-    caption(tmp_path, Model(), "csv", part=Part(1, 2))
+    caption(tmp_path, Model(), "csv", part=ShardSpec(1, 2))
     with open(tmp_path / "captions.1-of-2.csv", encoding="utf-8", newline="") as file:
         assert [row["file_name"] for row in csv.DictReader(file)] == ["a.jpg"]
-    caption(tmp_path, Model(), "csv", part=Part(2, 2))
+    caption(tmp_path, Model(), "csv", part=ShardSpec(2, 2))
     caption(tmp_path, Model(), "csv")
     assert sorted(left(tmp_path)) == ["captions.csv"]
 
 
 def test_another_number_of_workers_may_go_on(tmp_path: Path) -> None:
     photos(tmp_path, *NAMES)
-    caption(tmp_path, Model(), part=Part(2, 3))
+    caption(tmp_path, Model(), part=ShardSpec(2, 3))
     shown = []
     for number in (1, 2):
         model = Model()
-        caption(tmp_path, model, part=Part(number, 2))
+        caption(tmp_path, model, part=ShardSpec(number, 2))
         shown += model.shown
     assert shown == ["a.jpg", "b.jpg", "e.jpg", "f.jpg", "g.jpg"]
 
 
 def test_parts_side_by_side_but_not_with_the_whole(tmp_path: Path) -> None:
     photos(tmp_path, "a.jpg", "b.jpg")
-    with folder_lock(tmp_path, Part(1, 2)):
-        assert caption(tmp_path, Model(), part=Part(2, 2)).captioned == 1
-        for part in (Part(), Part(1, 2)):
+    with folder_lock(tmp_path, ShardSpec(1, 2)):
+        assert caption(tmp_path, Model(), part=ShardSpec(2, 2)).captioned == 1
+        for part in (ShardSpec(), ShardSpec(1, 2)):
             with pytest.raises(RunError, match="another captioner is at work"):
                 caption(tmp_path, Model(), part=part)
     with folder_lock(tmp_path), pytest.raises(RunError, match="another captioner is at work"):
-        caption(tmp_path, Model(), part=Part(1, 2))
+        caption(tmp_path, Model(), part=ShardSpec(1, 2))
 
 
 def test_a_newer_model_wins_over_an_older_part(tmp_path: Path) -> None:
     photos(tmp_path, "a.jpg")
-    caption(tmp_path, Model(), part=Part(2, 2), job="one")
+    caption(tmp_path, Model(), part=ShardSpec(2, 2), job="one")
     os.utime(tmp_path / ".captioner-2-of-2.jsonl", (1, 1))
-    journal = Journal(tmp_path, Part(1, 1000))
+    journal = Journal(tmp_path, ShardSpec(1, 1000))
     journal.add([{**journal.entry("a.jpg"), "job": "two"}])
     assert Journal(tmp_path).entry("a.jpg")["job"] == "two"
     with folder_lock(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from captioner.data.datasets import DATASETS, CaptionedImage, draw_splits, load_split
 from captioner.data.listings import Problems
-from captioner.data.statistics import summarise
+from captioner.data.statistics import summarize
 from captioner.errors import ConfigError, DataError
 
 Maker = Callable[[Path], str]  # writes a data set into a folder, returns the format expected
@@ -153,7 +153,7 @@ def test_every_form_is_recognised_and_read(make: Maker, tmp_path: Path) -> None:
         assert load_split(tmp_path, split, format=format).records == loaded.records
     assert len(load_split(tmp_path, "all").records) == 3
     assert len({record.id for record in load_split(tmp_path, "all").records}) == 3
-    assert summarise(tmp_path).format == format
+    assert summarize(tmp_path).format == format
 
 
 def test_every_row_of_the_table_has_a_smallest_form(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_what_is_wrong_is_counted_and_named(tmp_path: Path) -> None:
         "missing pictures: 1 (b.jpg.1)",
         "pictures without a caption: 2 (c.jpg, d.jpg)",
     ]
-    said = "\n".join(summarise(tmp_path).lines())
+    said = "\n".join(summarize(tmp_path).lines())
     assert "pictures in two splits: 1 (a.jpg (train, dev))" in said
     assert "picture files without a caption: 2 (d.jpg, e.jpg)" in said
 
@@ -245,7 +245,7 @@ def test_a_set_without_splits_gets_them_and_keeps_them(tmp_path: Path) -> None:
     assert sorted(name for members in train.made.values() for name in members) == sorted(names)
     # Evaluated later with another seed, the run hands its splits back in.
     assert load_split(tmp_path, "test", seed=9, made=train.made).made == train.made
-    assert summarise(tmp_path, seed=1).splits == {name: len(members) for name, members in train.made.items()}
+    assert summarize(tmp_path, seed=1).splits == {name: len(members) for name, members in train.made.items()}
 
 
 @pytest.mark.parametrize(
@@ -309,8 +309,8 @@ def test_a_reader_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     put_as(
         tmp_path,
         "my_reader.py",
-        "from captioner.data.listings import Reader, Source\n"
-        "def find(root): return [Source(root / 'list.mine')]\n"
+        "from captioner.data.listings import Reader, CaptionsFile\n"
+        "def find(root): return [CaptionsFile(root / 'list.mine')]\n"
         "def parse(listing, source, split): listing.add('a.jpg', ['a cat'], 'test')\n"
         "READER = Reader('list.mine', 'always test', find, parse)\n",
     )
@@ -339,7 +339,7 @@ def test_pictures_are_found_in_a_folder_of_any_name_and_composed_names_too(tmp_p
 
 def test_summary_in_figures(tmp_path: Path) -> None:
     flickr8k(tmp_path)
-    summary = summarise(tmp_path)
+    summary = summarize(tmp_path)
     assert summary.splits == {"train": 1, "dev": 1, "test": 1}
     assert summary.captions_per_picture == {2: 3}
     assert summary.words_per_caption == {4: 6}  # a, cat, number, 0

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from captioner.data.datasets import load_split
-from captioner.data.statistics import summarise
+from captioner.data.statistics import summarize
 from captioner.data.synthetic.captions import (
     COLOURS,
     COUNTS,
@@ -161,7 +161,7 @@ def test_the_drawn_set_is_read_back(tmp_path: Path) -> None:
             assert len(record.captions) == 5
             with Image.open(record.path) as picture:
                 assert (picture.size, picture.mode) == ((32, 32), "RGB")
-    assert not summarise(tmp_path / "set").problems
+    assert not summarize(tmp_path / "set").problems
 
 
 def test_the_same_arguments_give_the_same_files(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from captioner.system.manifest import read_manifest, write_manifest
 
 WORDS = "a red blue circle square star is above below two three"
 CONFIG = Config(
-    encoder=EncoderConfig("small_cnn", weights="none", size=32, mirrored=True),
+    encoder=EncoderConfig("small_cnn", weights="none", size=32, flip_augmented=True),
     decoder=DecoderConfig(units=16, embedding=8),
     decode=DecodeConfig(max_words=8),
 )
@@ -167,8 +167,8 @@ def test_a_state_of_several_parts_follows_its_hypotheses() -> None:
         {"attention": "additive"},
         {"sentinel": True, "heads": 2},
         {"tied": True},
-        {"normalised": True},
-        {"attention": "additive", "sentinel": True, "tied": True, "normalised": True},
+        {"l2_normalize_features": True},
+        {"attention": "additive", "sentinel": True, "tied": True, "l2_normalize_features": True},
     ],
     ids=str,
 )

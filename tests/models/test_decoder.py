@@ -13,7 +13,7 @@ from captioner.models.decoder import CaptionDecoder, _dropout
 KINDS = {
     "dot": {"attention": "dot"},
     "two heads, sentinel, tied": {"attention": "dot", "heads": 2, "sentinel": True, "tied": True},
-    "normalised grid": {"attention": "dot", "normalised": True},
+    "normalised grid": {"attention": "dot", "l2_normalize_features": True},
     "additive": {"attention": "additive"},
     "additive, sentinel": {"attention": "additive", "sentinel": True},
 }

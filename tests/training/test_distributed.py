@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE = (
     TINY_NETWORKS
     + """
-parts = 4
+micro_batches = 4
 precision = "float32"
 [phases.frozen]
 epochs = 2
@@ -38,7 +38,7 @@ pictures_per_batch = 12
 captions_per_picture = 3
 learning_rate = 0.01
 warmup_steps = 0
-average = 0.9
+ema_decay = 0.9
 [phases.both]
 trains = ["decoder", "encoder"]
 augment = true
@@ -252,5 +252,13 @@ train(load_config({str(recipe)!r}), {str(scenes_folder)!r}, {str(tmp_path / "run
 
 @pytest.mark.slow
 def test_parts_that_cannot_be_dealt(recipe: Path, scenes_folder: Path, tmp_path: Path) -> None:
-    arguments = [str(recipe), "--data", str(scenes_folder), "--run", str(tmp_path), "--set", "train.parts=3"]
+    arguments = [
+        str(recipe),
+        "--data",
+        str(scenes_folder),
+        "--run",
+        str(tmp_path),
+        "--set",
+        "train.micro_batches=3",
+    ]
     assert wait(start(2, arguments)) == [2, 2]

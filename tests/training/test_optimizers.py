@@ -59,7 +59,7 @@ def test_fused_adam_is_kerass_adam():
     ("kind", "middle"), [("constant", 1.0), ("linear", 0.55), ("cosine", 0.55), ("exponential", 0.1**0.5)]
 )
 def test_a_schedule_warms_up_and_ends_at_its_final_share(kind, middle):
-    rate = PhaseSchedule(PhaseConfig(schedule=kind, warmup_steps=10, final_rate=0.1), 2.0, 110)
+    rate = PhaseSchedule(PhaseConfig(schedule=kind, warmup_steps=10, final_lr_fraction=0.1), 2.0, 110)
     assert float(rate(0)) == pytest.approx(0.2)
     assert float(rate(10)) == pytest.approx(2.0)
     assert float(rate(60)) == pytest.approx(2.0 * middle, rel=1e-4)
@@ -78,7 +78,9 @@ def test_long_gradients_are_scaled_back_to_the_norm():
 
 def test_averages_follow_and_can_be_swapped_in():
     weights = [keras.Variable(np.zeros(1, "float32"))]
-    phase = PhaseConfig(optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, average=0.9)
+    phase = PhaseConfig(
+        optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, ema_decay=0.9
+    )
     updater = Updater(phase, 10, weights)
     for _ in range(3):
         updater.apply([tf.constant([-1.0])])
@@ -91,7 +93,9 @@ def test_averages_follow_and_can_be_swapped_in():
 
 def test_old_averages_follow_every_fourth_step_by_as_much_as_four_steps_would():
     weights = [keras.Variable(np.zeros(1, "float32"))]
-    phase = PhaseConfig(optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, average=0.98)
+    phase = PhaseConfig(
+        optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, ema_decay=0.98
+    )
     updater, every_step = Updater(phase, 200, weights), 0.0
     lags = []
     for step in range(1, 201):

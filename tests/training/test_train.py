@@ -178,7 +178,7 @@ learning_rate = 0.01
 encoder_learning_rate = 0.002
 warmup_steps = 0
 label_smoothing = 0.0
-dropout = false
+use_dropout = false
 """
 SENTENCES = (
     "a red circle in the middle",
@@ -237,7 +237,7 @@ pictures_per_batch = 4
 learning_rate = 1.0
 schedule = "constant"
 warmup_steps = 0
-dropout = false
+use_dropout = false
 """
 
 
@@ -301,7 +301,7 @@ RESUMABLE = """
 epochs = 2
 pictures_per_batch = 8
 captions_per_picture = 2
-average = 0.9
+ema_decay = 0.9
 [phases.both]
 trains = ["decoder", "encoder"]
 augment = true

@@ -61,11 +61,11 @@ def close(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 
 
 def without_dropout(phase: PhaseConfig = PLAIN) -> PhaseConfig:
-    return dataclasses.replace(phase, dropout=False)
+    return dataclasses.replace(phase, use_dropout=False)
 
 
 def test_steps_learn_and_say_how_far_they_are():
-    steps = steps_of(PhaseConfig(learning_rate=0.05, schedule="constant", warmup_steps=0, dropout=False))
+    steps = steps_of(PhaseConfig(learning_rate=0.05, schedule="constant", warmup_steps=0, use_dropout=False))
     batch = batch_of(6)
     figures = [steps.train(batch, step) for step in range(30)]
     words, captions = float(batch[2].sum()), 12.0
@@ -146,7 +146,7 @@ def test_reward_makes_captions_better(mixed):
 
 
 def test_a_picture_without_weight_is_not_rewarded():
-    phase = PhaseConfig(objective="reward", optimizer="sgd", clip_norm=0.0, dropout=False, samples=3)
+    phase = PhaseConfig(objective="reward", optimizer="sgd", clip_norm=0.0, use_dropout=False, samples=3)
     (features, words_in), words_out, weights = batch_of(1)
     weights[:] = 0
     steps = steps_of(phase)

@@ -23,9 +23,9 @@ from typing import Any
 from captioner.data.feature_cache import cache_base
 from captioner.data.image_files import gather, is_picture_name
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
-from captioner.system.console import bar, say
+from captioner.system import console
 from captioner.system.files import LOCK_FILE, TEMPORARY_PREFIX, is_url, read_json, write_json
-from captioner.system.shard_spec import Part
+from captioner.system.shard_spec import ShardSpec
 
 LEDGER = ".remote.json"
 UPLOAD_SECONDS = 30.0  # between the ends of one upload and the beginning of the next
@@ -68,7 +68,7 @@ def _stage_pictures(arguments: Namespace, stack: ExitStack) -> None:
             if arguments.write and not arguments.out:
                 stack.enter_context(mirror.uploading())
     arguments.paths = [path if mirror is None else str(mirror.place) for path, mirror in mirrors]
-    part = Part.parse(arguments.shard) if arguments.shard else Part()
+    part = ShardSpec.parse(arguments.shard) if arguments.shard else ShardSpec()
     mine = gather(arguments.paths, recursive=arguments.recursive).part(part)
     paths = [folder / name for folder, names in mine.folders.items() for name in names]
     for _, mirror in mirrors:
@@ -151,7 +151,7 @@ class Mirror:
                 try:
                     self.push()
                 except CaptionerError as error:
-                    say(f"{error}; it is tried again")
+                    console.info(f"{error}; it is tried again")
 
         thread = threading.Thread(target=now_and_then, name="upload", daemon=True)
         thread.start()
@@ -218,7 +218,7 @@ class Mirror:
             temporary.replace(path)
             self._known[name] = [*there[name], *_signature(path)]
 
-        shown = bar(len(names), "files", self.url, quiet or not names)
+        shown = console.progress_bar(len(names), "files", self.url, quiet or not names)
         with self._reaching(), shown as progress, ThreadPoolExecutor(_TRANSFERS) as threads:
             # Marks last, here too: a killed fetch leaves nothing that vouches for what is not there.
             for marks in (False, True):

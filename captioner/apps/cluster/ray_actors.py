@@ -66,7 +66,11 @@ class FeatureActor:
         from captioner.models.feature_extraction import shard_folder
 
         self._encoder = load_encoder(
-            encoder.name, weights=encoder.weights, size=encoder.size, mirrored=encoder.mirrored, seed=seed
+            encoder.name,
+            weights=encoder.weights,
+            size=encoder.size,
+            mirrored=encoder.flip_augmented,
+            seed=seed,
         )
         self._shards = shard_folder(self._encoder, folder)
         if self._shards.identity != dict(identity):
@@ -90,7 +94,7 @@ class FeatureActor:
         return {"digests": [], "errors": [], "number": row["number"], "trouble": self._trouble}
 
     def _store(self, block: Mapping[str, Any]) -> None:
-        from captioner.data.feature_cache import Seen
+        from captioner.data.feature_cache import FileStat
         from captioner.models.extraction import BATCH_SIZE, rows_of
 
         good = [place for place, digest in enumerate(block["digests"]) if digest]
@@ -108,7 +112,7 @@ class FeatureActor:
         seen = {}
         for place in good:
             size, modified, changed, digest = block["seen"][place]
-            seen[str(block["paths"][place])] = Seen(int(size), int(modified), int(changed), str(digest))
+            seen[str(block["paths"][place])] = FileStat(int(size), int(modified), int(changed), str(digest))
         self._shards.write(np.concatenate(rows), pictures=pictures, number=int(block["number"]), seen=seen)
 
 

@@ -21,7 +21,7 @@ from captioner.apps.cluster.ray_actors import CaptionActor, FeatureActor, read_b
 from captioner.config import Config
 from captioner.errors import CaptionerError, ConfigError, EncoderError, MissingExtra
 from captioner.inference.caption import Alternative, Caption
-from captioner.system.console import bar, say
+from captioner.system import console
 
 CAPTIONS_AT_A_TIME = 32  # pictures that an actor is given: a batch of the captioner
 # Pictures whose folders are held and whose places are remembered at a time; for each such window the actors
@@ -69,7 +69,7 @@ def extract_on_ray(
             blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
             place = (shards.folder / WORKERS / "ray").absolute()
             job = {"encoder": config.encoder, "seed": config.seed, "identity": shards.identity}
-            with bar(len(missing), "pictures", "features", quiet) as progress:
+            with console.progress_bar(len(missing), "pictures", "features", quiet) as progress:
                 for row in _stream(_rows(blocks, encoder.size), FeatureActor, {**job, "folder": str(place)}):
                     block = blocks[row["number"]]
                     for record, digest, error in zip(block, row["digests"], row["errors"], strict=True):
@@ -190,7 +190,7 @@ def _cluster(address: str | None, quiet: bool) -> Iterator[None]:
     nodes = sum(node["Alive"] for node in ray.nodes())
     resources = ray.cluster_resources()
     figures = [f"{int(resources.get(kind, 0))} {kind}s" for kind in ("CPU", "GPU") if resources.get(kind)]
-    say(f"Ray cluster: {nodes} machine{'s' * (nodes != 1)}, {', '.join(figures)}", quiet=quiet)
+    console.info(f"Ray cluster: {nodes} machine{'s' * (nodes != 1)}, {', '.join(figures)}", quiet=quiet)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from captioner.apps.export.parity_check import Check, Ways, compare, comparison_
 from captioner.errors import CaptionerError, ConfigError, RunError, load_object, unknown_name
 from captioner.inference.compiled_captioner import COMPILED
 from captioner.runs.run_folder import VOCABULARY, Run
-from captioner.system.console import say
+from captioner.system import console
 from captioner.system.files import storing, write_json
 from captioner.version import __version__
 
@@ -118,9 +118,9 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
 
 def _make(job: Job, plan: ExportPlan, folder: Path) -> tuple[Check, ...]:
     write = load_object(FORMATS[plan.format], "format")
-    say(f"{plan.format}: conversion takes up to a few minutes", quiet=plan.quiet)
+    console.info(f"{plan.format}: conversion takes up to a few minutes", quiet=plan.quiet)
     ways: Ways = write(job, folder)
-    say(f"{plan.format}: captions are compared with the run's own", quiet=plan.quiet)
+    console.info(f"{plan.format}: captions are compared with the run's own", quiet=plan.quiet)
     with comparison_pictures(plan.data, plan.pictures) as pictures:
         checks = tuple(compare(job.captioner, ways, pictures))
     if job.alone or plan.format != "litert":

@@ -207,7 +207,7 @@ def _controls(service: Service) -> list[Any]:
         length = gr.Slider(
             0,
             2,
-            value=decode.length_normalisation,
+            value=decode.length_normalization,
             step=0.1,
             label="Length",
             info="0 favours short captions, 2 longer ones",

@@ -17,7 +17,7 @@ from captioner.errors import RunError
 from captioner.inference.caption import Caption, CaptionOptions
 from captioner.inference.loading import load_captioner
 from captioner.runs.run_folder import CONFIG, Run
-from captioner.system.console import say
+from captioner.system import console
 
 
 def open_runs(folders: Sequence[str | Path]) -> list[Served]:
@@ -41,7 +41,7 @@ def _runs_in(folder: Path) -> list[Path]:
     finished = [path.resolve() for path in inside if (path / "best" / "best.json").is_file()]
     for path in inside:
         if path.resolve() not in finished:
-            say(f"{path}: left out, it has no finished epoch yet")
+            console.info(f"{path}: left out, it has no finished epoch yet")
     if not finished:
         Run.open(folder)  # says what the folder is, if anything
         raise RunError(f"{folder}: holds no finished run; `captioner train` makes them")

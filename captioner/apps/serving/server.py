@@ -21,7 +21,7 @@ from typing import Any
 from captioner.apps.serving.service import Served, ServeLimits, Service
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
 from captioner.inference.caption import CaptionOptions
-from captioner.system.console import say
+from captioner.system import console
 
 OLDEST_GRADIO = (6, 20)
 
@@ -109,7 +109,7 @@ def _serve(service: Service, place: Place, listener: socket.socket) -> None:
     from captioner.apps.serving.page import example_pictures
 
     others = f", and {len(service.models) - 1} more when asked for" if len(service.models) > 1 else ""
-    say(f"loading {service.default.name}{others}")
+    console.info(f"loading {service.default.name}{others}")
     warm_up(service, service.default, example_pictures()[0])
     log_to_stderr()
     port = listener.getsockname()[1]
@@ -134,18 +134,18 @@ def _serve(service: Service, place: Place, listener: socket.socket) -> None:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-    say("stopped")
+    console.info("stopped")
 
 
 def _announce(address: str, place: Place) -> None:
-    say(f"page:  {address}/")
-    say(f"API:   {address}/docs")
+    console.info(f"page:  {address}/")
+    console.info(f"API:   {address}/docs")
     if not _is_loopback(place.host) and not place.token:
-        say(
+        console.info(
             f"warning: whoever reaches {place.host} can use this server; ask for a token with --token or "
             "$CAPTIONER_TOKEN"
         )
-    say("Ctrl-C ends it")
+    console.info("Ctrl-C ends it")
     if place.open_page:
         webbrowser.open(f"{address}/")
 

@@ -23,7 +23,7 @@ from captioner.apps.sidecars.csv_table import Table
 from captioner.apps.sidecars.xmp import embedded_xmp, read_xmp, write_xmp
 from captioner.errors import DataError
 from captioner.system.files import json_text
-from captioner.system.shard_spec import Part
+from captioner.system.shard_spec import ShardSpec
 
 CaptionRecord = Mapping[str, Any]  # what was found out about a picture: caption, score, perhaps alternatives
 
@@ -48,7 +48,7 @@ class Sheet:
     file_name: str
     open: Callable[[Path], Table]
 
-    def name_of(self, part: Part) -> str:
+    def name_of(self, part: ShardSpec) -> str:
         """The file's name; each of several workers has a sheet of its own."""
         stem, suffix = os.path.splitext(self.file_name)
         return self.file_name if part.whole else f"{stem}.{part.name}{suffix}"

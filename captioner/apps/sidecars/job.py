@@ -27,7 +27,7 @@ from captioner.apps.sidecars.plan import FolderPlan
 from captioner.apps.sidecars.summary import Outcomes
 from captioner.apps.sidecars.targets import CsvRowTarget, Neighbours, SidecarTarget, Target, writable
 from captioner.data.image_files import Pictures, is_picture_name
-from captioner.system.console import bar
+from captioner.system import console
 from captioner.system.files import storing
 
 CHUNK = 32  # pictures written at a time: a batch of the captioner, for one wait on the disk
@@ -96,7 +96,7 @@ class _Job:
     def survey(self, quiet: bool) -> _Missing:
         """Looks every picture over, writes what the journals know, and gives what needs a caption."""
         missing: _Missing = []
-        with bar(len(self.pictures), "pictures", "looking", quiet) as progress:
+        with console.progress_bar(len(self.pictures), "pictures", "looking", quiet) as progress:
             for path, names in self.pictures.folders.items():
                 folder = self._folder(path, names)
                 if folder.in_parts and writable(folder.sidecar_folder):
@@ -130,7 +130,9 @@ class _Job:
 
         found = captions_of(paths())  # may load a model first, which should not count
         began = time.monotonic()
-        with bar(sum(len(names) for _, names in missing), "pictures", "captions", quiet) as progress:
+        with console.progress_bar(
+            sum(len(names) for _, names in missing), "pictures", "captions", quiet
+        ) as progress:
             while captions := list(islice(found, CHUNK)):
                 finished = [(under_way.popleft(), _found(caption)) for caption in captions]
                 for folder, group in groupby(finished, key=lambda each: each[0].folder):

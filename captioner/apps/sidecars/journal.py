@@ -21,7 +21,7 @@ from typing import Any
 from captioner.apps.sidecars.formats import json_bytes
 from captioner.errors import CaptionerError, RunError
 from captioner.system.files import append_line, storing
-from captioner.system.shard_spec import WHOLE, Part
+from captioner.system.shard_spec import WHOLE, ShardSpec
 
 try:
     import fcntl
@@ -48,7 +48,7 @@ class Journal:
         ('ein Hund', {})
     """
 
-    def __init__(self, folder: Path, part: Part = WHOLE) -> None:
+    def __init__(self, folder: Path, part: ShardSpec = WHOLE) -> None:
         self.path = _journal(folder, part)
         self._offsets: dict[str, tuple[Path, int]] = {}  # picture → where its last line begins
         self._read = 0
@@ -113,7 +113,7 @@ class Journal:
 
 
 @contextmanager
-def folder_lock(folder: Path, part: Part = WHOLE) -> Iterator[None]:
+def folder_lock(folder: Path, part: ShardSpec = WHOLE) -> Iterator[None]:
     """Keeps a folder, or a part of it, for this process.
 
     Who holds the whole folder clears away what a killed process left half-written in it.
@@ -136,7 +136,7 @@ def folder_lock(folder: Path, part: Part = WHOLE) -> Iterator[None]:
         yield
 
 
-def _journal(folder: Path, part: Part) -> Path:
+def _journal(folder: Path, part: ShardSpec) -> Path:
     return folder / (JOURNAL if part.whole else f".captioner-{part.name}.jsonl")
 
 

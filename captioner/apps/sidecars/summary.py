@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.system.console import duration, say
+from captioner.system import console
 
 _SHOWN_EXAMPLES, _SHOWN_REASONS = 3, 10
 _TOO_FEW = 0.05  # different captions a picture
@@ -43,7 +43,7 @@ class Outcomes:
 
     def fail(self, path: Path | str, reason: str) -> None:
         """Counts a failure and says so at once, quiet or not."""
-        say(f"error: {path}: {reason}")
+        console.info(f"error: {path}: {reason}")
         kind = reason.partition(" (")[0].partition(";")[0]  # details differ from picture to picture
         self.failures[kind] += 1
         examples = self.examples.setdefault(kind, [])
@@ -58,7 +58,7 @@ class Outcomes:
         """The report for people."""
         if self.captioned:
             rate = self.captioned / max(self.seconds, 1e-9)
-            yield f"{self.captioned:,} captioned in {duration(self.seconds)}, {rate:.3g} pictures/s"
+            yield f"{self.captioned:,} captioned in {console.duration(self.seconds)}, {rate:.3g} pictures/s"
         if self.restored:
             yield f"{self.restored:,} captioned earlier, written now"
         if self.done:

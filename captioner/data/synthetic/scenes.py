@@ -30,7 +30,7 @@ from captioner.data.synthetic.captions import (
     describe,
 )
 from captioner.errors import DataError
-from captioner.system.console import bar
+from captioner.system import console
 from captioner.system.files import atomic_write, storing
 
 CAPTIONS_FILE = "captions.csv"
@@ -76,7 +76,7 @@ def draw_dataset(
     images = folder / "images"
     with storing(images):
         images.mkdir(parents=True, exist_ok=True)
-    with bar(pictures, "pictures", f"drawing {folder}") as progress:
+    with console.progress_bar(pictures, "pictures", f"drawing {folder}") as progress:
         for split, count in counts.items():
             for number, (scene, rng) in enumerate(scenes(split, count, seed=seed)):
                 name = f"{split}_{number:05d}.png"
