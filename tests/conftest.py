@@ -32,9 +32,9 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def narration() -> Iterator[None]:
     """What a test said of --quiet holds for no other test: it is a state of the process."""
     yield
-    from captioner.system import voice
+    from captioner.system import console
 
-    voice.speak()
+    console.configure()
 
 
 @pytest.fixture(scope="session")
