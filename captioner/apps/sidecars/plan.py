@@ -11,7 +11,7 @@ from pathlib import Path
 
 from captioner.apps.sidecars.formats import WRITERS, Sidecar
 from captioner.errors import ConfigError, unknown_name
-from captioner.system.shard_spec import WHOLE, Part
+from captioner.system.shard_spec import WHOLE, ShardSpec
 
 IF_EXISTS = {  # what happens to a caption that is there and is not from this program
     "skip": "it stays as it is",
@@ -32,7 +32,7 @@ class FolderPlan:
     out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
     if_exists: str = "skip"  # one of IF_EXISTS
     names: str = "short"  # one of NAMES
-    part: Part = WHOLE  # which of the pictures are this worker's, where several share them
+    part: ShardSpec = WHOLE  # which of the pictures are this worker's, where several share them
     job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
 
     def check(self) -> None:
