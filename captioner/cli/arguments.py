@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from captioner.errors import ConfigError, unknown_name
+
+
+class Command(Protocol):
+    """What the module of a command holds."""
+
+    SUMMARY: str  # one line for `captioner --help`
+    MORE: str  # what else to know
+    EXAMPLES: str  # what to type, line by line
+
+    def add_arguments(self, add: Any) -> None:
+        """Adds the command's arguments to a parser by its `add_argument`."""
+
+    def run(self, arguments: argparse.Namespace) -> int:
+        """Does what was asked for and gives the exit code."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -65,3 +79,24 @@ def number(low: float, high: float, expected: str) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def format_argument(add: Any) -> None:
+    """Adds `--format`: in which form a data set is."""
+    add(
+        "--format",
+        default="auto",
+        metavar="F",
+        help="flickr8k, karpathy, coco, csv, jsonl, … (auto: recognised)",
+    )
+
+
+def set_argument(add: Any) -> None:
+    """Adds `--set`: changes to a recipe."""
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change the recipe; may be repeated",
+    )

@@ -1,4 +1,4 @@
-"""The command `caption`: pictures described, line by line or into files.
+"""`captioner caption`: pictures described, line by line or into files.
 
 In: the parsed arguments. Out: captions on stdout, or sidecars and sheets; drawings of where the model looked.
 """
@@ -11,20 +11,78 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.features import shard_from_args
-from captioner.cli.text import caption_lines
-from captioner.config import former_key
-from captioner.data.image_files import gather, named_paths, no_picture_in
-from captioner.data.images import find_images
+from captioner.cli import sharding
+from captioner.cli.arguments import number, whole
 from captioner.errors import CaptionerError, ConfigError, RunError
-from captioner.inference.loading import load_captioner
-from captioner.runs.locate import find_run
-from captioner.system import console
-from captioner.system.files import digest_bytes, digest_file, json_text
+
+SUMMARY = "describe pictures"
+MORE = (
+    "One line a picture. One that cannot be read is reported on stderr, does not disturb the others,\n"
+    "and makes the exit code 1. With --write the captions go into files; repeat the command, whatever\n"
+    "happened, and it does what is missing. Pictures are only read; metadata is added to, never lost."
+)
+EXAMPLES = (
+    "  captioner caption dog.jpg\n"
+    "  captioner caption photos --run runs/flickr8k --beam 5 --n-best 3\n"
+    "  captioner caption photos --recursive --json > captions.jsonl\n"
+    "  captioner caption photos --recursive --write txt,xmp\n"
+    "  captioner caption photos --recursive --write txt --shard 2/8\n"
+    "  find photos -name '*.jpg' -print0 | captioner caption - --write csv --out captions\n"
+    "  captioner caption dog.jpg --attention looks.png\n"
+    "  captioner caption dog.jpg --n-best 5 --temperature 0.8 --seed 1"
+)
 
 
-def caption(arguments: Namespace) -> int:
+def add_arguments(add: Any) -> None:
+    """Adds the arguments of `captioner caption`."""
+    add("paths", nargs="*", metavar="IMAGE_OR_FOLDER", help="pictures, folders of pictures; - reads a list")
+    add("--list", metavar="FILE", help="a file with paths, one a line; - is standard input")
+    add(
+        "--run",
+        metavar="DIR",
+        help="run folder; else $CAPTIONER_RUN, else the model that comes with captioner",
+    )
+    add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
+    add("--n-best", type=whole(1), default=1, metavar="N", help="the N best captions, with their probability")
+    add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
+    add(
+        "--json", action="store_true", help="one JSON object a picture a line: path, caption, score, or error"
+    )
+    add("--attention", metavar="PNG", help="draw where the model looked at each word")
+    add("--recursive", action="store_true", help="also look into folders within folders")
+    _writing_arguments(add)
+    draw = "draw words at random: "
+    positive = number(0, float("inf"), "a number above 0")
+    add("--temperature", type=positive, metavar="T", help=draw + "below 1 tamer, above 1 wilder")
+    add("--top-k", type=whole(0), metavar="N", help=draw + "from the N likeliest")
+    add("--top-p", type=number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P")
+    add("--seed", type=whole(0), default=0, metavar="S", help="of the drawing (0)")
+    sharding.add_arguments(add)
+
+
+def _writing_arguments(add: Any) -> None:
+    add(
+        "--write",
+        action="append",
+        default=[],
+        metavar="KIND",
+        help="write files instead of lines: txt, json, csv, xmp, or several: txt,xmp",
+    )
+    add("--out", metavar="DIR", help="with --write: into DIR, in the same tree; else beside the pictures")
+    add(
+        "--if-exists",
+        metavar="DO",
+        help="with --write: skip, overwrite or append where there is a caption already (skip)",
+    )
+    add("--names", metavar="HOW", help="with --write: photo.txt (short) or photo.jpg.txt (full) (short)")
+
+
+def run(arguments: Namespace) -> int:
     """`captioner caption`: a line a picture, good or bad; or files."""
+    from captioner.data.image_files import named_paths
+    from captioner.runs.locate import find_run
+    from captioner.system import console
+
     if not arguments.paths and not arguments.list:
         raise ConfigError("no picture was named; name pictures or folders; - or --list reads a list of them")
     if arguments.write:
@@ -32,11 +90,11 @@ def caption(arguments: Namespace) -> int:
     for name in ("out", "if_exists", "names"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
-    part = shard_from_args(arguments)
+    part = sharding.shard_from_args(arguments)
     paths = part.of(_pictures(named_paths(arguments.paths, arguments.list), arguments.recursive))
-    run = find_run(arguments.run)
+    folder = find_run(arguments.run)
     options = {**_caption_options(arguments), "attention": bool(arguments.attention)}
-    found = _captions_of(run, options, arguments)(paths)
+    found = _captions_of(folder, options, arguments)(paths)
     drawings = _drawing_names(arguments.attention, paths)
     failed = 0
     # On a terminal the captions themselves show how far it is.
@@ -60,6 +118,8 @@ def _captions_of(
     run: Path, options: dict[str, Any], arguments: Namespace
 ) -> Callable[[Iterable[Path]], Iterator[Any]]:
     """What captions: a model in this process, or an engine."""
+    from captioner.inference.loading import load_captioner
+
     if arguments.engine:
         from captioner.apps.cluster.ray_driver import RayCaptions
 
@@ -69,23 +129,26 @@ def _captions_of(
 
 def _caption_into_files(arguments: Namespace) -> int:
     """`captioner caption --write`: sidecars, sheets, and a report."""
-    from captioner.apps.sidecars.job import FolderPlan, caption_folders
+    from captioner.apps.sidecars.job import caption_folders
+    from captioner.apps.sidecars.plan import FolderPlan
+    from captioner.data.image_files import gather, named_paths
+    from captioner.runs.locate import find_run
 
     for name in ("json", "attention"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name} shows captions, --write puts them into files: choose one of them")
-    run, options = find_run(arguments.run), _caption_options(arguments)
+    folder, options = find_run(arguments.run), _caption_options(arguments)
     plan = FolderPlan(
         write=tuple(dict.fromkeys(",".join(arguments.write).split(","))),
         out=Path(arguments.out) if arguments.out else None,
         if_exists=arguments.if_exists or "skip",
         names=arguments.names or "short",
-        part=shard_from_args(arguments),
-        job=_job(run, options),
+        part=sharding.shard_from_args(arguments),
+        job=_job(folder, options),
     )
     plan.check()
     pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
-    captions_of = _captions_of(run, options, arguments)
+    captions_of = _captions_of(folder, options, arguments)
     outcomes = caption_folders(pictures, plan, captions_of, quiet=arguments.quiet)
     if not arguments.quiet:
         print("\n".join(outcomes.lines()))
@@ -94,8 +157,10 @@ def _caption_into_files(arguments: Namespace) -> int:
 
 def _job(folder: Path, options: dict[str, Any]) -> str:
     """Stands for all that a caption depends on, but for the picture."""
+    from captioner.config import former_key
     from captioner.runs.run_folder import BEST, Run
     from captioner.runs.weights import WEIGHTS
+    from captioner.system.files import digest_bytes, digest_file, json_text
 
     run = Run.open(folder)
     if run.best is None:
@@ -109,6 +174,9 @@ def _job(folder: Path, options: dict[str, Any]) -> str:
 
 def _pictures(paths: Iterable[str], recursive: bool) -> list[Path]:
     """Files as named, even if they are not there: each is a record of its own; folders as what is in them."""
+    from captioner.data.image_files import no_picture_in
+    from captioner.data.images import find_images
+
     found: list[Path] = []
     for path in map(Path, paths):
         inside = find_images(path, recursive) if path.is_dir() else [path]
@@ -119,6 +187,9 @@ def _pictures(paths: Iterable[str], recursive: bool) -> list[Path]:
 
 
 def _print_caption(result: Any, *, as_json: bool, several: bool) -> None:
+    from captioner.cli.text import caption_lines
+    from captioner.system.files import json_text
+
     if as_json:
         print(json_text(result.to_dict()), flush=True)
     elif result.error is not None:

@@ -40,7 +40,7 @@ def add_arguments(add: Any) -> None:
     add("--install", action="store_true", help="write it into the folder of your shell's completions")
 
 
-def completion(arguments: Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """`captioner completion`: shell code, printed or installed."""
     import argcomplete
 

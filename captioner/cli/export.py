@@ -6,11 +6,10 @@ In: the parsed arguments. Out: a folder, and what came of the comparison. It is 
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from captioner.inference.loading import load_tensorflow
+from captioner.cli.arguments import whole
 
 SUMMARY = "make a run caption without TensorFlow, or give it to other programs"
 MORE = (
@@ -24,19 +23,20 @@ EXAMPLES = (
 )
 
 
-def add_arguments(add: Any, whole: Callable[[int], Any]) -> None:
-    """Adds the arguments of `captioner export`; `whole` makes the type of a number from its least value."""
+def add_arguments(add: Any) -> None:
+    """Adds the arguments of `captioner export`."""
     add("--run", required=True, metavar="DIR", help="run folder of a training")
     add("--format", default="litert", metavar="F", help="litert, onnx or savedmodel (litert)")
     add("--out", metavar="DIR", help="a new folder; else within the run, where `captioner caption` looks")
     add("--precision", default="", metavar="P", help="litert: float32, float16 or int8 (what loses nothing)")
     add("--data", metavar="ROOT", help="data set whose pictures are compared; else drawn ones")
     add("--pictures", type=whole(1), default=32, metavar="N", help="how many are compared (32)")
-    add("--quiet", action="store_true", help="no narration")
 
 
-def export(arguments: Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """`captioner export`: a run in another form, once that is known to say the same."""
+    from captioner.inference.loading import load_tensorflow
+
     load_tensorflow()
     from captioner.apps.export.export import ExportPlan
     from captioner.apps.export.export import export as export_run

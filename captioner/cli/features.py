@@ -1,23 +1,16 @@
-"""Jobs for several workers: what can be typed for them, and `captioner features`. Loads nothing slow.
+"""`captioner features`: the feature cache of a data set, filled beforehand.
 
-In: the parsed arguments. Out: a worker's part of a list; an engine of `extras` that spreads a job over many
-machines; the feature cache.
+In: the parsed arguments. Out: the cache; unreadable pictures on stderr.
 """
 
 from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from captioner.errors import ConfigError, unknown_name
-from captioner.inference.loading import load_tensorflow
-from captioner.system.files import is_url
-from captioner.system.shard_spec import WHOLE, ShardSpec
-
-ENGINES = ("ray",)
+from captioner.cli import sharding
+from captioner.cli.arguments import set_argument
 
 SUMMARY = "run the CNN over a data set and keep what it gives"
 MORE = (
@@ -33,47 +26,22 @@ EXAMPLES = (
 
 
 def add_arguments(add: Any) -> None:
-    """Adds the arguments by which a job is shared."""
-    add("--shard", metavar="I/N", help="do the I-th of N parts; N such commands together do it all")
-    add("--engine", metavar="E", help="what spreads the work over machines: ray")
-    add("--address", metavar="A", help="with --engine: of the cluster (ray://…, auto; else one made here)")
+    """Adds the arguments of `captioner features`."""
+    add("recipe", metavar="RECIPE", help="name of a recipe, or a .toml file: whose encoder")
+    add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
+    add("--split", default="all", metavar="S", help="train, dev, test or all (all)")
+    add("--cache", metavar="DIR", help="folder of the cache (below $CAPTIONER_CACHE, or ~/.cache/captioner)")
+    sharding.add_arguments(add)
+    set_argument(add)
 
 
-@contextmanager
-def staging(arguments: Namespace) -> Iterator[None]:
-    """Within, URLs of object stores among the arguments are local folders."""
-    names = ("data", "root", "run", "cache", "out")
-    values = [getattr(arguments, name, None) for name in names] + list(getattr(arguments, "paths", ()))
-    if not any(map(is_url, values)):
-        yield
-        return
-    from captioner.apps.cluster.object_store import staged
-
-    with staged(arguments):
-        yield
-
-
-def shard_from_args(arguments: Namespace) -> ShardSpec:
-    """Which part of the job is asked for.
-
-    Raises:
-        ConfigError: what was typed makes no sense, or not together.
-    """
-    if arguments.engine is not None and arguments.engine not in ENGINES:
-        raise ConfigError(unknown_name("engine", arguments.engine, ENGINES))
-    if arguments.engine and arguments.shard:
-        raise ConfigError("--engine shares the work by itself: leave out --shard")
-    if arguments.address and not arguments.engine:
-        raise ConfigError("--address says where an engine is: --engine is missing")
-    return ShardSpec.parse(arguments.shard) if arguments.shard else WHOLE
-
-
-def features(arguments: Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """`captioner features`: the cache, filled beforehand."""
     from captioner.config import load_config
     from captioner.data.datasets import load_split
+    from captioner.inference.loading import load_tensorflow
 
-    part = shard_from_args(arguments)
+    part = sharding.shard_from_args(arguments)
     config = load_config(arguments.recipe, arguments.set)
     split = load_split(arguments.data, arguments.split, format=config.data.format, seed=config.seed)
     load_tensorflow()

@@ -1,4 +1,4 @@
-"""The command `captioner`: parses what was typed, runs one function of `commands`, says what went wrong.
+"""The command `captioner`: parses what was typed, runs the command's module, says what went wrong.
 
 In: arguments. Out: text on stdout, narration and errors on stderr, an exit code: 0 all well, 1 some pictures
 failed, 2 wrong use or bad input, 130 stopped with Ctrl-C. Help and wrong use answer at once.
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 
 from captioner.cli import completion
-from captioner.cli.commands import build_parser, parse
-from captioner.cli.features import staging
+from captioner.cli.commands import COMMANDS, build_parser, parse
+from captioner.cli.sharding import staging
 from captioner.errors import CaptionerError
 from captioner.system import console
 
@@ -69,11 +69,9 @@ def _run(arguments: list[str]) -> int:
         return int(end.code or 0)
     # NumPy's products are small and run beside threads that fill the cores: its own would get in the way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from captioner.cli import train as commands  # brings Pillow and NumPy: not for `--help`
-
     console.configure(quiet=parsed.quiet, verbose=parsed.verbose)
     with staging(parsed):
-        code: int = getattr(commands, parsed.command)(parsed)
+        code = COMMANDS[parsed.command].run(parsed)
     console.debug("done")
     return code
 

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable
 from typing import Any
+
+from captioner.cli.arguments import whole
 
 SUMMARY = "a web page and an HTTP API around trained models"
 MORE = (
@@ -24,8 +25,8 @@ EXAMPLES = (
 )
 
 
-def add_arguments(add: Any, whole: Callable[[int], Any]) -> None:
-    """Adds the arguments of `captioner serve`; `whole` makes the type of a number from its least value."""
+def add_arguments(add: Any) -> None:
+    """Adds the arguments of `captioner serve`."""
     add(
         "--run",
         action="append",
@@ -56,7 +57,7 @@ def add_arguments(add: Any, whole: Callable[[int], Any]) -> None:
     add("--open", action="store_true", help="open the page in this machine's browser")
 
 
-def serve(arguments: Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """`captioner serve`: a page and an API until Ctrl-C."""
     from captioner.apps.serving.server import Place
     from captioner.apps.serving.server import serve as run_server

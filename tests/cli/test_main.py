@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from captioner.cli import train as commands
 from captioner.cli.commands import COMMANDS, parse
 from captioner.cli.main import main
 
@@ -65,7 +64,7 @@ def test_help_shows_examples_that_can_be_typed(command: str, capsys: pytest.Capt
 
 def test_every_command_has_its_function() -> None:
     for command in COMMANDS:
-        assert callable(getattr(commands, command)) and getattr(commands, command).__doc__
+        assert callable(COMMANDS[command].run) and COMMANDS[command].run.__doc__
 
 
 def test_help_and_wrong_use_load_nothing_slow() -> None:
@@ -126,7 +125,7 @@ def test_ctrl_c_ends_with_a_sentence(
     def interrupted(_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "info", interrupted)
+    monkeypatch.setattr("captioner.cli.info.run", interrupted)
     code, out, err = run("info", "runs", capsys=capsys)
     assert (code, out) == (130, "")
     assert err.startswith("stopped (Ctrl-C)") and err.count("\n") == 1
@@ -139,7 +138,7 @@ def test_too_little_memory_ends_with_a_sentence(
     def fill_up(arguments: Any) -> int:
         raise kind("Unable to allocate 8.00 TiB")
 
-    monkeypatch.setattr(commands, "data", fill_up)
+    monkeypatch.setattr("captioner.cli.data.run", fill_up)
     assert main(["data", "."]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: not enough memory; fewer pictures at a time") and "Traceback" not in said

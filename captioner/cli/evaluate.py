@@ -1,0 +1,77 @@
+"""`captioner evaluate`: a split captioned and its captions scored.
+
+In: the parsed arguments. Out: scores on stdout; predictions.jsonl, scores.json and perhaps a report in files;
+unreadable pictures on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from captioner.cli.arguments import format_argument, whole
+
+SUMMARY = "caption a split and score the captions"
+MORE = (
+    "BLEU-1 to 4, ROUGE-L and CIDEr-D in per cent, beside what the captions score with the pictures\n"
+    "shuffled. Writes predictions.jsonl and scores.json, and with --report a page that opens offline."
+)
+EXAMPLES = (
+    "  captioner evaluate --run runs/flickr8k --data flickr8k --out runs/flickr8k/test --report\n"
+    "  captioner evaluate --run runs/flickr8k --data flickr8k --split dev --beam 1 --out greedy"
+)
+
+
+def add_arguments(add: Any) -> None:
+    """Adds the arguments of `captioner evaluate`."""
+    add("--run", required=True, metavar="DIR", help="run folder of a training")
+    add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
+    format_argument(add)
+    add("--split", default="test", metavar="S", help="train, dev, test or all (test)")
+    add("--out", metavar="DIR", help="folder for predictions.jsonl and scores.json (RUN/SPLIT)")
+    add(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="HTML",
+        help="also a page to look at: scores, curves, pictures, mistakes (OUT/report.html)",
+    )
+    add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
+    add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
+    add("--batch-size", type=whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
+
+
+def run(arguments: Namespace) -> int:
+    """`captioner evaluate`: predictions.jsonl and scores.json."""
+    arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
+    from captioner.cli.text import score_lines
+    from captioner.inference.loading import load_tensorflow
+
+    load_tensorflow()
+    from captioner.evaluation.evaluate import EvaluationOptions
+    from captioner.evaluation.evaluate import evaluate as evaluate_run
+
+    names = ("split", "format", "beam", "max_words", "batch_size")
+    plan = EvaluationOptions(**{name: getattr(arguments, name) for name in names})
+    result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
+    for line in score_lines(result.scores):
+        print(line)
+    written = [Path(arguments.out) / "scores.json", Path(arguments.out) / "predictions.jsonl"]
+    if arguments.report is not None:
+        from captioner.evaluation.html_report import write_review
+
+        written.append(Path(arguments.report or Path(arguments.out) / "report.html"))
+        write_review(result, arguments.run, written[-1])
+    print(f"written: {', '.join(map(str, written))}")
+    for warning in result.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    return _report_failures(result.failures)
+
+
+def _report_failures(failures: Sequence[tuple[str, str]]) -> int:
+    for path, reason in failures:
+        print(f"error: {path}: {reason}", file=sys.stderr)
+    return 1 if failures else 0
