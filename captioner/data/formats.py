@@ -25,6 +25,7 @@ from captioner.data.listings import (
     read_text,
     refuse,
 )
+from captioner.data.pairs import CAPTION_KEYS, find_pairs, parse_pairs
 from captioner.errors import DataError
 
 # Flickr8k, Flickr30k: name#number<TAB>caption, with split lists beside it
@@ -132,7 +133,6 @@ def _parse_coco(listing: Listing, source: CaptionsFile, split: str) -> None:
 # Tables (CSV, TSV) and JSON lines: one row a caption, or one a picture
 
 _NAME_KEYS = ("file_name", "filename", "image", "image_name", "image_path", "filepath", "file", "path")
-_CAPTION_KEYS = ("caption", "captions", "text", "comment", "sentence", "sentences", "description")
 _SPLIT_KEYS = ("split", "set", "subset")
 
 
@@ -157,7 +157,7 @@ def _header(line: str) -> tuple[str, list[str]] | None:
     """Delimiter and column names (lower case) if the line heads a table of pictures and captions."""
     for delimiter in "\t|;,":
         columns = [column.strip().strip('"').lower() for column in line.split(delimiter)]
-        if any(key in columns for key in _NAME_KEYS) and any(key in columns for key in _CAPTION_KEYS):
+        if any(key in columns for key in _NAME_KEYS) and any(key in columns for key in CAPTION_KEYS):
             return delimiter, columns
     return None
 
@@ -174,7 +174,7 @@ def _parse_csv(listing: Listing, source: CaptionsFile, split: str) -> None:
     rows = csv.reader(io.StringIO(rest, newline=""), delimiter=delimiter, quoting=quoting)
     try:
         for row in rows:
-            if len(row) > len(columns) and columns[-1] in _CAPTION_KEYS:  # a caption with commas, not quoted
+            if len(row) > len(columns) and columns[-1] in CAPTION_KEYS:  # a caption with commas, not quoted
                 row[len(columns) - 1 :] = [delimiter.join(row[len(columns) - 1 :])]
             if row:
                 _add_row(listing, dict(zip(columns, row, strict=False)), source, rows.line_num + 1)
@@ -204,7 +204,7 @@ def _parse_jsonl(listing: Listing, source: CaptionsFile, split: str) -> None:
 
 def _add_row(listing: Listing, row: dict[str, Any], source: CaptionsFile, line: int) -> None:
     name = next((row[key] for key in _NAME_KEYS if row.get(key)), None)
-    captions = next((row[key] for key in _CAPTION_KEYS if row.get(key) is not None), None)
+    captions = next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), None)
     if not isinstance(name, str) or captions is None:
         listing.problems.note("lines not understood", f"{source.path.name}:{line}")
         return
@@ -244,6 +244,12 @@ _COCO = Reader(
     _find_coco,
     _parse_coco,
 )
+_PAIRS = Reader(
+    "pictures with a file of their name beside them: photo.jpg and photo.txt (or photo.jpg.txt, .xmp, .json)",
+    "folders named train, dev, test",
+    find_pairs,
+    parse_pairs,
+)
 
 # In the order in which `auto` tries them; a name may stand for a reader that another row has, too.
 DATASETS: dict[str, Reader] = {
@@ -255,4 +261,5 @@ DATASETS: dict[str, Reader] = {
     "imagefolder": _JSONL,
     "csv": _CSV,
     "tsv": _CSV,
+    "pairs": _PAIRS,
 }

@@ -57,7 +57,8 @@ class Problems:
 
 @dataclass(frozen=True)
 class CaptionsFile:
-    """A captions file, the split that its name or its folder's tells, and what goes before picture names."""
+    """A captions file (or the folder of many), the split that its name or its folder's tells, and what goes
+    before picture names."""
 
     path: Path
     split: str | None = None
@@ -65,6 +66,8 @@ class CaptionsFile:
 
     def folders(self) -> list[Path]:
         """Where its picture names are relative to, nearest first."""
+        if self.path.is_dir():  # its files are the captions files
+            return [self.path]
         folder = self.path.parent
         if self.prefix:
             return [folder.parent]

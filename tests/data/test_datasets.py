@@ -134,9 +134,22 @@ def imagefolder(root: Path) -> str:
     return "jsonl"
 
 
+def pairs(root: Path) -> str:
+    for split, name, ending in (
+        ("train", "cat", ".txt"),
+        ("val", "dog", ".jpg.txt"),
+        ("test", "owl", ".json"),
+    ):
+        captions = [f"A {name} , number {number} ." for number in (0, 1)]
+        text = json.dumps({"caption": captions}) if ending == ".json" else "\n".join(captions) + "\n"
+        put_as(root, f"{split}/{name}{ending}", text)
+        pictures(root, f"{split}/{name}.jpg")
+    return "pairs"
+
+
 MAKERS: list[Maker] = [
     *(flickr8k, flickr8k_as_distributed, flickr8k_csv, flickr30k),
-    *(karpathy, coco, csv_with_splits, tsv_files, jsonl, imagefolder),
+    *(karpathy, coco, csv_with_splits, tsv_files, jsonl, imagefolder, pairs),
 ]
 
 
@@ -206,6 +219,50 @@ def test_what_is_wrong_is_counted_and_named(tmp_path: Path) -> None:
     said = "\n".join(summarize(tmp_path).lines())
     assert "pictures in two splits: 1 (a.jpg (train, dev))" in said
     assert "picture files without a caption: 2 (d.jpg, e.jpg)" in said
+
+
+def test_captions_beside_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path, "a.jpg", "b.png", "c.jpg", "c.png", "d.jpg", "deep/er/e.jpg", "f.jpg", ".hidden/g.jpg")
+    put_as(tmp_path, "a.txt", "\ufeffa dog\r\n\r\nein Hund\r\n")  # a line a caption
+    put_as(tmp_path, "a.jpg.txt", "ein Hund\n2 dogs\n")  # two files agree on one
+    put_as(tmp_path, "b.json", '{"title": "b.png", "description": "a cat"}')
+    put_as(tmp_path, "c.txt", "of which of the two?")
+    put_as(tmp_path, "c.png.txt", "an owl")
+    put_as(tmp_path, "deep/er/e.txt", "far down")
+    put_as(tmp_path, ".hidden/g.txt", "not looked at")
+    put_as(tmp_path, "gone.txt", "its picture is gone")
+    put_as(tmp_path, "d.json", "{")
+    (tmp_path / "f.txt").write_bytes(b"Stra\xdfe")
+    loaded = load_split(tmp_path, "all")
+    assert {record.id: record.captions for record in loaded.records} == {
+        "a.jpg": ("ein Hund", "2 dogs", "a dog"),
+        "b.png": ("a cat",),
+        "c.png": ("an owl",),
+        "deep/er/e.jpg": ("far down",),
+    }
+    assert loaded.records[-1].path == tmp_path / "deep" / "er" / "e.jpg"
+    several, unreadable, gone, without = loaded.problems.lines()
+    assert several == "captions of several pictures of one name: 1 (c.txt)"
+    assert unreadable.startswith("caption files that cannot be read: 2 (d.json: line 1: not JSON")
+    assert "f.txt: line 1: not UTF-8 text" in unreadable
+    assert gone == "captions whose picture is gone: 1 (gone.txt)"
+    assert without == "pictures without a caption: 2 (d.jpg, f.jpg)"
+
+
+def test_descriptions_of_photo_programs(tmp_path: Path) -> None:
+    pytest.importorskip("lxml")
+    pictures(tmp_path, "a.jpg")
+    description = '<rdf:Description rdf:about="" dc:description="my aunt at the lake"/>'
+    names = (
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#" xmlns:dc="http://purl.org/dc/elements/1.1/"'
+    )
+    put_as(
+        tmp_path,
+        "a.xmp",
+        f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF {names}>{description}</rdf:RDF></x:xmpmeta>',
+    )
+    (record,) = load_split(tmp_path, "all", format="pairs").records
+    assert record.captions == ("my aunt at the lake",)
 
 
 def test_problems_keep_the_first_names_only() -> None:

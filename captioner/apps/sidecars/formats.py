@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.apps.sidecars.csv_table import Table
-from captioner.apps.sidecars.xmp import embedded_xmp, read_xmp, write_xmp
+from captioner.data.xmp import embedded_xmp, read_xmp, write_xmp
 from captioner.errors import DataError
 from captioner.system.files import json_text
 from captioner.system.shard_spec import ShardSpec

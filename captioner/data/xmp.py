@@ -95,7 +95,7 @@ def _etree() -> Any:
     try:
         from lxml import etree
     except ImportError as error:
-        raise MissingExtra("xmp", "writing XMP") from error
+        raise MissingExtra("xmp", "XMP") from error
     return etree
 
 
