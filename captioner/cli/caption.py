@@ -13,7 +13,7 @@ from typing import Any
 
 from captioner.cli import sharding
 from captioner.cli.arguments import number, whole
-from captioner.errors import CaptionerError, ConfigError, RunError
+from captioner.errors import ConfigError, RunError
 
 SUMMARY = "describe pictures"
 MORE = (
@@ -79,7 +79,7 @@ def _writing_arguments(add: Any) -> None:
 
 def run(arguments: Namespace) -> int:
     """`captioner caption`: a line a picture, good or bad; or files."""
-    from captioner.data.image_files import named_paths
+    from captioner.data.image_files import gather, named_paths
     from captioner.runs.locate import find_run
     from captioner.system import console
 
@@ -91,12 +91,15 @@ def run(arguments: Namespace) -> int:
         if getattr(arguments, name):
             raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
     part = sharding.shard_from_args(arguments)
-    paths = part.of(_pictures(named_paths(arguments.paths, arguments.list), arguments.recursive))
+    pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
+    paths = part.of(list(pictures.paths()))
     folder = find_run(arguments.run)
     options = {**_caption_options(arguments), "attention": bool(arguments.attention)}
     found = _captions_of(folder, options, arguments)(paths)
     drawings = _drawing_names(arguments.attention, paths)
-    failed = 0
+    failed = len(pictures.problems)
+    for unlisted, reason in pictures.problems:
+        print(f"error: {unlisted}: {reason}", file=sys.stderr)
     # On a terminal the captions themselves show how far it is.
     quiet = arguments.quiet or sys.stdout.isatty() or not sys.stderr.isatty()
     with console.progress_bar(len(paths), "pictures", "captions", quiet) as progress:
@@ -170,20 +173,6 @@ def _job(folder: Path, options: dict[str, Any]) -> str:
     settings = {former_key(f"decode.{key}"): value for key, value in decode.items()}
     parts = [digest_file(folder / BEST / WEIGHTS), run.vocabulary.digest, settings]
     return digest_bytes(json_text([*parts, options]).encode())[:16]
-
-
-def _pictures(paths: Iterable[str], recursive: bool) -> list[Path]:
-    """Files as named, even if they are not there: each is a record of its own; folders as what is in them."""
-    from captioner.data.image_files import no_picture_in
-    from captioner.data.images import find_images
-
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = find_images(path, recursive) if path.is_dir() else [path]
-        if not inside:
-            raise CaptionerError(no_picture_in(path, recursive))
-        found += inside
-    return list(dict.fromkeys(found))
 
 
 def _print_caption(result: Any, *, as_json: bool, several: bool) -> None:

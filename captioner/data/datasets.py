@@ -1,6 +1,6 @@
 """Captioned pictures: strings and paths, nothing else.
 
-In: the folder (or captions file) of a data set in any format of `readers.DATASETS`. Out: one split of it as
+In: the folder (or captions file) of a data set in any form of `formats.DATASETS`. Out: one split of it as
 `CaptionedImage` records, with what was wrong counted and named. Reads captions files, split lists and folder
 listings; opens no picture, writes nothing.
 """
@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from captioner.data.formats import DATASETS
+from captioner.data.image_files import is_picture_name
 from captioner.data.listings import SPLIT_NAMES, SPLITS, CaptionsFile, Listing, Problems, Reader, named_split
 from captioner.data.vocabulary import words_of
 from captioner.errors import CaptionerError, DataError, load_object, unknown_name
@@ -249,7 +250,7 @@ class PictureFinder:
     def uncaptioned(self, captioned: Iterable[str]) -> list[str]:
         """Pictures in the folders in use that no caption names, in order of name."""
         known = {unicodedata.normalize("NFC", os.path.basename(name)) for name in captioned}
-        in_use = {name for folder in self.folders for name in self._listing(folder) if _is_picture(name)}
+        in_use = {name for folder in self.folders for name in self._listing(folder) if is_picture_name(name)}
         return sorted(in_use - known)
 
     def _listing(self, folder: str) -> dict[str, str]:
@@ -275,11 +276,6 @@ _PICTURE_FOLDERS = frozenset(
     + ("flickr30k_images", "flickr30k-images", "flickr30k")
     + ("train2014", "val2014", "test2014", "train2017", "val2017", "test2017")
 )
-
-
-def _is_picture(name: str) -> bool:
-    suffixes = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic")
-    return name.lower().endswith(suffixes)
 
 
 def _recognise(root: Path, format: str) -> tuple[str, list[CaptionsFile]]:

@@ -12,30 +12,17 @@ from __future__ import annotations
 import importlib
 import os
 import stat
-from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from captioner.data.image_files import FORMATS, existing_form, missing_hint
 from captioner.errors import ImageError
 
-FORMATS = {  # all that is decoded, each with the suffixes by which it is found in folders
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "AVIF": (".avif",),
-    "GIF": (".gif",),
-    "BMP": (".bmp", ".dib"),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-}
-# HEIC is among them: better reported than silently left out.
-IMAGE_SUFFIXES = frozenset(chain([".heic", ".heif"], *FORMATS.values()))
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, like the pages they are made for
 
 ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image"
@@ -113,42 +100,6 @@ def read_image(
     return np.array(picture)  # (H, W, 3)
 
 
-def find_images(paths: str | Path | Iterable[str | Path], recursive: bool = False) -> list[Path]:
-    """The pictures that paths stand for, each once: files as named, folders as the pictures in them, sorted.
-
-    Args:
-        paths: files (whatever their suffix) and folders (files of `IMAGE_SUFFIXES`, in any case; hidden ones
-            are left out).
-        recursive: folders within folders too, but for hidden ones and symbolic links.
-
-    Raises:
-        ImageError: a path that is not there, or a folder that cannot be listed.
-    """
-    found: dict[Path, None] = {}
-    for path in [Path(paths)] if isinstance(paths, str | Path) else map(Path, paths):
-        try:
-            is_folder = stat.S_ISDIR(os.stat(path).st_mode)
-        except (OSError, ValueError) as error:
-            raise ImageError(path, _reason(error)) from error
-        found |= dict.fromkeys(_pictures_in(path, recursive) if is_folder else [path])
-    return list(found)
-
-
-def _pictures_in(folder: Path, recursive: bool) -> list[Path]:
-    def refuse(error: OSError) -> NoReturn:
-        raise ImageError(error.filename, _reason(error)) from error
-
-    pictures = []
-    for parent, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        pictures += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(pictures)
-
-
 def _name_of(source: Any) -> str:
     match source:
         case str() | Path():
@@ -183,6 +134,7 @@ def _content_of(source: Any, name: str, limits: Limits) -> bytes:
     """The bytes of a file or of a buffer, neither none nor too many."""
     if isinstance(source, str | Path):
         try:
+            source = existing_form(Path(source)) if str(source) else source  # Path("") is the current folder
             status = os.stat(source)
             if stat.S_ISDIR(status.st_mode):
                 raise ImageError(name, "is a folder, expected a picture")
@@ -195,7 +147,7 @@ def _content_of(source: Any, name: str, limits: Limits) -> bytes:
                     content = file.read(limits.file_bytes + 1)
                 length = len(content)
         except (OSError, ValueError) as error:
-            raise ImageError(name, _reason(error)) from error
+            raise ImageError(name, _reason(error, name)) from error
     else:
         length = memoryview(source).nbytes
         content = bytes(source) if length <= limits.file_bytes else b""
@@ -207,10 +159,10 @@ def _content_of(source: Any, name: str, limits: Limits) -> bytes:
     return content
 
 
-def _reason(error: OSError | ValueError) -> str:
+def _reason(error: OSError | ValueError, name: str) -> str:
     """Why the file system refuses a path."""
     if isinstance(error, FileNotFoundError):
-        return "no such file or folder"
+        return f"no such file or folder{missing_hint(name)}"
     if isinstance(error, PermissionError):
         return "may not be read; check its permissions"
     return f"cannot be read ({getattr(error, 'strerror', None) or error})"

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from captioner.data.images import FORMATS
+from captioner.data.image_files import FORMATS
 from captioner.errors import DataError, MissingExtra
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"

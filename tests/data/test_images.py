@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
-from captioner.data.images import BACKGROUND, FORMATS, IMAGE_SUFFIXES, Limits, find_images, read_image
+from captioner.data.image_files import FORMATS
+from captioner.data.images import BACKGROUND, Limits, read_image
 from captioner.errors import ImageError
 
 LOSSY = {"JPEG": 6, "WEBP": 6, "AVIF": 6, "GIF": 8}  # mean difference that is allowed
@@ -493,41 +494,3 @@ def test_damage_anywhere_gives_a_picture_or_an_image_error(kind: str) -> None:
             del damaged[chance.randrange(len(damaged)) :]
         answer = read_or_reason(bytes(damaged))
         assert isinstance(answer, str) or answer.shape == (32, 32, 3)
-
-
-@pytest.fixture
-def gallery(tmp_path: Path) -> Path:
-    for name in ("b.PNG", "a.jpg", "notes.txt", ".hidden.png", "sub/c.webp", "sub/deep/d.HEIC", ".git/e.png"):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).touch()
-    (tmp_path / "folder.png").mkdir()
-    return tmp_path
-
-
-def test_a_folder_stands_for_its_pictures(gallery: Path) -> None:
-    assert find_images(gallery) == [gallery / "a.jpg", gallery / "b.PNG"]
-    assert find_images([gallery], recursive=True) == [
-        gallery / "a.jpg",
-        gallery / "b.PNG",
-        gallery / "sub/c.webp",
-        gallery / "sub/deep/d.HEIC",
-    ]
-    assert find_images(gallery / "folder.png") == []
-
-
-def test_files_are_taken_as_named_and_once(gallery: Path) -> None:
-    named = [gallery / "notes.txt", gallery / ".hidden.png", gallery / "b.PNG"]
-    assert find_images([*named, gallery, named[0]]) == [*named, gallery / "a.jpg"]
-    assert find_images(str(named[0])) == [named[0]]
-    assert find_images([]) == []
-
-
-def test_a_missing_path_is_named(gallery: Path) -> None:
-    with pytest.raises(ImageError, match=r"nowhere: no such file or folder"):
-        find_images([gallery, gallery / "nowhere"])
-    with pytest.raises(ImageError, match="cannot be read"):
-        find_images("a\0b")
-
-
-def test_every_suffix_is_lower_case() -> None:
-    assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)

@@ -330,6 +330,7 @@ def test_leftovers_of_a_killed_run_go_and_nothing_else(tmp_path: Path) -> None:
 
 def test_paths_come_from_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ["a.jpg", "여름 휴가.png", os.fsdecode(b"caf\xe9.jpg")]
+    monkeypatch.chdir(photos(tmp_path, "a.jpg"))
     listing = tmp_path / "list.txt"
     listing.write_bytes(b"\xef\xbb\xbf" + b"\r\n".join(map(os.fsencode, names)) + b"\r\n\r\n")
     assert list(named_paths(["x"], str(listing))) == ["x", *names]
