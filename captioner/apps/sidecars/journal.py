@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.apps.sidecars.formats import json_bytes
+from captioner.data.own_captions import JOURNAL, JOURNAL_OF_PART
 from captioner.errors import CaptionerError, RunError
 from captioner.system.files import append_line, storing
 from captioner.system.shard_spec import WHOLE, ShardSpec
@@ -28,8 +29,6 @@ try:
 except ImportError:  # not a POSIX system
     fcntl = None  # type: ignore[assignment]
 
-JOURNAL = ".captioner.jsonl"
-_PART = re.compile(r"\.captioner-\d+-of-\d+\.jsonl")
 _LEFTOVER = re.compile(r"\.tmp-\d+-[0-9a-f]{8}(\.[a-z]+)?")  # as `files.replacing` names them
 
 
@@ -144,7 +143,7 @@ def _parts_in(folder: Path) -> list[Path]:
     """The journals of parts in a folder, latest last: what they say counts in that order."""
     found = []
     with suppress(OSError), os.scandir(folder) as listed:
-        found = [Path(entry.path) for entry in listed if _PART.fullmatch(entry.name)]
+        found = [Path(entry.path) for entry in listed if JOURNAL_OF_PART.fullmatch(entry.name)]
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
 

@@ -1,0 +1,66 @@
+"""Captions that captioner wrote, told from people's: they never become training captions.
+
+In: a folder of pictures or of sidecars. Out: what the journals there (`.captioner.jsonl`, see
+`apps.sidecars.journal`) say was written for a picture, whatever became of it since. A caption that differs
+from all of that is a person's, and so is every caption where there is no journal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from captioner.system.files import read_json_lines
+
+JOURNAL = ".captioner.jsonl"
+JOURNAL_OF_PART = re.compile(r"\.captioner-\d+-of-\d+\.jsonl")
+
+
+class OwnCaptions:
+    """What captioner wrote in the folders of one data set; a journal is read once, when asked for."""
+
+    def __init__(self) -> None:
+        self._of_folder = cache(written_in)
+
+    def wrote(self, folder: Path, picture: str) -> frozenset[str]:
+        """The captions that the journal in `folder` notes for a picture of that file name."""
+        return self._of_folder(folder).get(picture, frozenset())
+
+
+def written_in(folder: Path) -> dict[str, frozenset[str]]:
+    """Picture → captions that captioner wrote for it, by the journals in a folder; empty: there is none."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return {}
+    found: dict[str, set[str]] = {}
+    for name in names:
+        if name == JOURNAL or JOURNAL_OF_PART.fullmatch(name):
+            for entry in _entries(folder / name):
+                caption = entry.get("found", {}).get("caption")
+                if isinstance(entry.get("picture"), str) and isinstance(caption, str):
+                    found.setdefault(entry["picture"], set()).add(" ".join(caption.split()))
+    return {picture: frozenset(captions) for picture, captions in found.items()}
+
+
+def is_own_row(row: Mapping[str, Any]) -> bool:
+    """Whether a row is one of ours by its form: a caption with the score that only captioner gives.
+
+    >>> is_own_row({"path": "a.jpg", "caption": "a dog", "score": -0.4}), is_own_row({"caption": "a dog"})
+    (True, False)
+    """
+    score = row.get("score")
+    if isinstance(score, str):
+        return bool(re.fullmatch(r"-\d+(\.\d+)?(e-?\d+)?", score.strip()))
+    return isinstance(score, float) and score < 0
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [entry for entry in read_json_lines(path) if isinstance(entry.get("found", {}), dict)]
+    except OSError:
+        return []
