@@ -67,10 +67,10 @@ class Phase:
         from captioner.config import load_config
         from captioner.models.decoder import CaptionDecoder
         from captioner.system.hardware import precision
-        from captioner.training.input_pipeline import CaptionTable, TrainingBatches
-        from captioner.training.optimizers import Updater
+        from captioner.training.input_pipeline import TokenizedCaptions, TrainingBatches
+        from captioner.training.optimizers import TrainOptimizer
         from captioner.training.rewards import CaptionReward
-        from captioner.training.train_step import Steps, trained_variables, use_cores_side_by_side
+        from captioner.training.train_step import TrainStep, trained_variables, use_cores_side_by_side
 
         use_cores_side_by_side()
         config = load_config("flickr8k", [f"phases.{name}.augment={str(name == 'finetune').lower()}"])
@@ -78,7 +78,7 @@ class Phase:
         self.encoder = material.load_encoder(arguments)
         given = material.captioned(arguments, self.encoder)
         source = given.source if name == "reward" else pixels_of(given.records, self.encoder, arguments)
-        table = CaptionTable(given.records, given.vocabulary, max_words=config.data.max_words)
+        table = TokenizedCaptions(given.records, given.vocabulary, max_words=config.data.max_words)
         self.batches = TrainingBatches(table, source, phase=phase, seed=0)
         self.reward = CaptionReward(table.captions)
         decoder = CaptionDecoder(
@@ -88,17 +88,17 @@ class Phase:
             precision=precision(config.train.precision),
         )
         self.variables = trained_variables(phase, decoder, self.encoder)
-        updater = Updater(phase, self.batches.steps * phase.epochs, *self.variables)
-        self.steps = Steps(config, phase, decoder, self.encoder, updater)
+        updater = TrainOptimizer(phase, self.batches.steps * phase.epochs, *self.variables)
+        self.steps = TrainStep(config, phase, decoder, self.encoder, updater)
         self.facts = {"material": given.what, "pictures a batch": phase.pictures_per_batch}
 
     def run(self, steps: int) -> float:
         """Pictures a second over so many steps, those of reading ahead left out."""
-        plan = self.batches.plan(0)
+        plan = self.batches.batch_order(0)
         times = [time.perf_counter()]
-        for number, batch in enumerate(islice(self.batches.epoch(0), steps + 1)):
+        for number, batch in enumerate(islice(self.batches.batches(0), steps + 1)):
             if self.phase.objective == "reward":
-                self.steps.reinforce(batch, number, plan[number], self.reward)
+                self.steps.self_critical_step(batch, number, plan[number], self.reward)
             else:
                 self.steps.train(batch, number)
             times.append(time.perf_counter())
@@ -108,14 +108,14 @@ class Phase:
 def pixels_of(records: list[Any], encoder: Any, arguments: argparse.Namespace) -> Any:
     """Picture files, those of the data set or drawn ones, read as training reads them."""
     from captioner.data.datasets import CaptionedImage
-    from captioner.training.input_pipeline import PictureSource
+    from captioner.training.input_pipeline import PixelSource
 
     if not arguments.data:
         folder = Path(arguments.scratch) / "drawn"
         paths, _ = material.picture_files(None, len(records), folder=folder)
         pairs = zip(records, paths, strict=True)
         records = [CaptionedImage(record.id, path, record.captions) for record, path in pairs]
-    return PictureSource(records, encoder.size)
+    return PixelSource(records, encoder.size)
 
 
 def measured(phase: Phase, steps: int) -> tuple[measure.Facts, measure.Round]:

@@ -121,16 +121,16 @@ class Ours:
     def __init__(self, arguments: argparse.Namespace) -> None:
         from captioner.models.decoder import CaptionDecoder
         from captioner.system.hardware import precision
-        from captioner.training.input_pipeline import CaptionTable, TrainingBatches
-        from captioner.training.optimizers import Updater
-        from captioner.training.train_step import Steps, trained_variables
+        from captioner.training.input_pipeline import TokenizedCaptions, TrainingBatches
+        from captioner.training.optimizers import TrainOptimizer
+        from captioner.training.train_step import TrainStep, trained_variables
 
         config = recipe(arguments)
         phase = config.phases["decoder"]
         self.precision = precision(config.train.precision)
         self.encoder = material.load_encoder(arguments)
         self.material = material.captioned(arguments, self.encoder)
-        self.table = CaptionTable(
+        self.table = TokenizedCaptions(
             self.material.records, self.material.vocabulary, max_words=config.data.max_words
         )
         self.batches = TrainingBatches(self.table, self.material.source, phase=phase, seed=config.seed)
@@ -141,18 +141,18 @@ class Ours:
             precision=self.precision,
         )
         trained = trained_variables(phase, self.decoder, self.encoder)
-        self.updater = Updater(phase, self.batches.steps * phase.epochs, *trained)
-        self.steps = Steps(config, phase, self.decoder, self.encoder, self.updater)
+        self.updater = TrainOptimizer(phase, self.batches.steps * phase.epochs, *trained)
+        self.steps = TrainStep(config, phase, self.decoder, self.encoder, self.updater)
         self.epochs = 0
 
     def epoch(self, number: int, limit: int | None = None) -> Any:
         """Figures of an epoch, or of so many steps of it."""
-        from captioner.training.train_step import Figures
+        from captioner.training.train_step import StepStats
 
-        sums = Figures()
-        batches = islice(self.batches.epoch(number), limit)
+        sums = StepStats()
+        batches = islice(self.batches.batches(number), limit)
         for step, batch in enumerate(batches, start=number * self.batches.steps):
-            sums = sums.plus(self.steps.train(batch, step))
+            sums = sums + self.steps.train(batch, step)
         return sums
 
     def measure(self) -> dict[str, float]:
@@ -162,7 +162,7 @@ class Ours:
         sums = self.epoch(self.epochs)
         seconds = time.perf_counter() - began
         pictures, steps = len(self.table.ids), self.batches.steps
-        work = operations(self.decoder, self.encoder.cells, pictures=pictures, words=sums.words)
+        work = operations(self.decoder, self.encoder.num_cells, pictures=pictures, words=sums.words)
         row = self.material.source.read(self.table.ids[:1])
         return {
             "captions_per_second": sums.captions / seconds,

@@ -76,7 +76,7 @@ def captioned(arguments: argparse.Namespace, encoder: Any) -> Material:
     """Captioned pictures of the data set that is given, or drawn ones, with their features."""
     if not arguments.data:
         records = drawn_captions(arguments.pictures, longest=arguments.longest)
-        shape = (encoder.cells, encoder.channels)
+        shape = (encoder.num_cells, encoder.channels)
         source = RandomFeatures([record.id for record in records], shape)
         what = f"random features {shape} in memory and random captions of {len(records)} pictures"
         vocabulary = vocabulary_of(records, arguments.vocabulary)

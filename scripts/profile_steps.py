@@ -245,7 +245,7 @@ def search(beam: int) -> measure.Side:
         from captioner.inference.captioner import Captioner
 
         own = Captioner.load(arguments.run) if arguments.run else bench_decode.random_captioner(arguments)
-        shape = (own.encoder.cells, own.encoder.channels)
+        shape = (own.encoder.num_cells, own.encoder.channels)
         cells = material.RandomFeatures([str(i) for i in range(arguments.batch)], shape)
         grids = cells.read([str(i) for i in range(arguments.batch)])
 

@@ -30,7 +30,7 @@ def ship(source: Path, target: Path) -> None:
     config = dataclasses.replace(
         run.config, encoder=dataclasses.replace(run.config.encoder, weights="imagenet")
     )
-    copy = Run.create(target, config, run.vocabulary, encoder, run.made_splits)
+    copy = Run.create(target, config, run.vocabulary, encoder, run.seeded_splits)
     if (source / DATA).exists():
         shutil.copy(source / DATA, target / DATA)
     for entry in run.history():

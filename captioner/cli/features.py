@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
         wanted.name,
         weights=wanted.weights,
         size=wanted.size,
-        mirrored=wanted.flip_augmented,
+        flip_augmented=wanted.flip_augmented,
         seed=config.seed,
     )
     place: dict[str, Any] = {"folder": arguments.cache, "quiet": arguments.quiet}

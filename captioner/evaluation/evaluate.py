@@ -70,7 +70,7 @@ def evaluate(
     """
     plan = plan or EvaluationOptions()
     opened = Run.open(run)
-    config, made = opened.config, opened.made_splits
+    config, made = opened.config, opened.seeded_splits
     split = load_split(data, plan.split, format=plan.format, seed=config.seed, made=made)
     captioner = Captioner.of(opened)
     store = extract(split.records, captioner.encoder, quiet=quiet)

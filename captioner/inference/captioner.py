@@ -80,7 +80,7 @@ class Captioner(BaseCaptioner):
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""
-        cells = np.zeros((len(pixels), self.encoder.cells, self.encoder.channels), np.float16)
+        cells = np.zeros((len(pixels), self.encoder.num_cells, self.encoder.channels), np.float16)
         for start in range(0, len(pixels), ENCODE_BATCH):
             batch = pixels[start : start + ENCODE_BATCH]
             grids = self.encoder.encode(_filled(batch, ENCODE_BATCH))  # (B, P, C)
@@ -97,14 +97,14 @@ class Captioner(BaseCaptioner):
     def search_graph(self, options: SearchOptions, samples: int) -> Any:
         """The search as a graph, of features (B, P, C) float16 and seeds (B,); `samples` 0: beam search."""
         if (options, samples) not in self._graphs:
-            shape = (None, self.encoder.cells, self.encoder.channels)
+            shape = (None, self.encoder.num_cells, self.encoder.channels)
             signature = [tf.TensorSpec(shape, tf.float16), tf.TensorSpec((None,), tf.int64)]
 
             def search(features: Any, seeds: Any) -> Any:
-                memory = self.decoder.prepare(features)
+                memory = self.decoder.project_memory(features)
                 start = self.decoder.initial_state(memory)
                 pictures = tf.shape(features)[0]
-                step = self.decoder.stepper(memory)
+                step = self.decoder.make_step_fn(memory)
                 if samples:
                     return sample(
                         step, start, pictures=pictures, samples=samples, options=options, seed=seeds

@@ -28,7 +28,7 @@ from captioner.inference.numpy_beam_search import beam_search
 from captioner.inference.numpy_decoder import NumPyDecoder
 from captioner.inference.search_options import Hypotheses
 from captioner.runs.run_folder import BEST, Run
-from captioner.runs.weights import WEIGHTS, arrays_in, floats, part
+from captioner.runs.weights import WEIGHTS, arrays_in, floats, select_prefix
 from captioner.system.console import silent_stderr
 from captioner.system.manifest import read_checked, read_manifest
 
@@ -158,4 +158,4 @@ def _arrays(folder: Path, entry: Mapping[str, Any]) -> tuple[dict[str, np.ndarra
     ) as error:  # trained on since; or damaged, which is found out and said by who reads it next
         raise NotExported(f"the compiled form of {folder} is not of its present weights") from error
     stored = arrays_in(content, path)
-    return part(stored, "encoder/"), floats(part(stored, "decoder/"))
+    return select_prefix(stored, "encoder/"), floats(select_prefix(stored, "decoder/"))

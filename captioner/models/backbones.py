@@ -122,7 +122,7 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
     """
     folded = folded or {}
     skipped = {normalisation.name for normalisation in folded.values()}
-    names = lasting_names(model)
+    names = stable_layer_names(model)
     inputs = keras.Input(model.input_shape[1:], name="pixels")
     first = Preprocess(preprocessing, name="preprocess")(inputs) if preprocessing else inputs
     copies: dict[str, Any] = {}
@@ -196,7 +196,7 @@ def _folded_weights(layer: Any, normalisation: Any) -> list[np.ndarray]:
     return [*before, *(array.astype(np.float32) for array in new)]
 
 
-def lasting_names(model: Any) -> dict[str, str]:
+def stable_layer_names(model: Any) -> dict[str, str]:
     """Layer name -> a name that does not depend on what the process built before.
 
     Keras counts `conv2d_94` through the whole process; here `conv2d-1` is counted through the model, with a
@@ -214,7 +214,7 @@ def lasting_names(model: Any) -> dict[str, str]:
     return names
 
 
-def initialise(model: Any, seed: int) -> None:
+def initialize(model: Any, seed: int) -> None:
     """Draws every kernel from `seed` (He et al. 2015, eq. 10); Keras's own draws hang on global state."""
     for number, variable in enumerate(model.weights):
         name = variable.path

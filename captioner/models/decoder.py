@@ -5,11 +5,11 @@ whole project:
 
     B pictures    P cells of the grid   C channels of a cell   R captions a picture    K beams (R, decoding)
     T words       V vocabulary          U state units          E embedding             N rows: B * K
-    H heads       A attention units     D context units        M words of a batch      S see recurrence.py
+    H heads       A attention units     D context units        M words of a batch      S see attention_gru.py
 
-The picture is projected once (`prepare`), whatever the number of captions or words. Training runs all words
-at once (`packed_logits`), search goes word by word (`step`); both use `Recurrence.word`, and a test holds
-them to 1e-5.
+The picture is projected once (`project_memory`), whatever the number of captions or words. Training runs all
+words at once (`packed_forward`), search goes word by word (`step`); both use `AttentionGRUCell.step`, and a
+test holds them to 1e-5.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ import tensorflow as tf
 
 from captioner.config import DecoderConfig
 from captioner.errors import RunError
-from captioner.models.layers.attention_gru import Recurrence, Tensor, Weights
-from captioner.models.layers.mixed_precision import Kernels, affine, with_ones
-from captioner.models.layers.packed_captions import Beside, Layout, Packed
+from captioner.models.layers.attention_gru import AttentionGRUCell, Tensor, Weights
+from captioner.models.layers.mixed_precision import CastedWeights, append_bias_columns, dense
+from captioner.models.layers.packed_captions import DenseRows, Layout, Packed
 from captioner.models.regularizers import load_regularizer
 
 
@@ -48,7 +48,7 @@ class CaptionDecoder(keras.Model):
         precision: "float32" or "bfloat16", of the matrix products.
 
     >>> decoder = CaptionDecoder(DecoderConfig(units=8, embedding=4), vocabulary_size=6, channels=3)
-    >>> memory = decoder.prepare(np.ones((2, 5, 3), "float32"))
+    >>> memory = decoder.project_memory(np.ones((2, 5, 3), "float32"))
     >>> logits, state, attention = decoder.step(np.array([2, 2]), decoder.initial_state(memory), memory)
     >>> logits.shape, state.shape, attention.shape
     (TensorShape([2, 6]), TensorShape([2, 8]), TensorShape([2, 5]))
@@ -65,9 +65,9 @@ class CaptionDecoder(keras.Model):
     ) -> None:
         super().__init__(name="decoder")
         self.config, self.vocabulary_size, self.channels = config, vocabulary_size, channels
-        self.kernels = Kernels(tf.bfloat16 if precision == "bfloat16" else tf.float32)
+        self.casted_weights = CastedWeights(tf.bfloat16 if precision == "bfloat16" else tf.float32)
         heads = config.heads if config.attention == "dot" else 1
-        self.recurrence = Recurrence(config.attention, heads, self.kernels.dtype)
+        self.cell = AttentionGRUCell(config.attention, heads, self.casted_weights.dtype)
         self._seed = seed * 1000
         V, C, U, E = vocabulary_size, channels, config.units, config.embedding
         A = D = U
@@ -92,7 +92,7 @@ class CaptionDecoder(keras.Model):
 
     # The picture, once.
 
-    def prepare(self, features: Tensor, seed: Tensor | None = None) -> Memory:
+    def project_memory(self, features: Tensor, seed: Tensor | None = None) -> Memory:
         """Project the grids (B, P, C); `seed` (2,) int32 switches dropout on."""
         features = tf.cast(features, tf.float32)
         if self.config.l2_normalize_features:
@@ -105,16 +105,16 @@ class CaptionDecoder(keras.Model):
         A, cells = self.config.units, tf.shape(features)[1]
         parts = []
         # The kernel is cut, not the larger product.
-        kernels = tf.split(self.kernels.cast(self.grid_kernel), 2, axis=1)
+        kernels = tf.split(self.casted_weights.cast(self.grid_kernel), 2, axis=1)
         for columns, kernel in zip((slice(None, A), slice(A, None)), kernels, strict=True):
-            part = affine(features, kernel, self.grid_bias[columns])
+            part = dense(features, kernel, self.grid_bias[columns])
             if self.sentinel is not None:
                 extra = tf.repeat(self.sentinel[None, :, columns], tf.shape(features)[0], axis=0)
                 part = tf.concat([part, extra], 1)  # (B, P + 1, ·)
             parts.append(part)
         cells += self.sentinel is not None
-        keys = self.recurrence.split(parts[0], cells)  # (B, H, P, A/H)
-        values = self.recurrence.split(tf.nn.relu(parts[1]), cells)  # (B, H, P, D/H)
+        keys = self.cell.split(parts[0], cells)  # (B, H, P, A/H)
+        values = self.cell.split(tf.nn.relu(parts[1]), cells)  # (B, H, P, D/H)
         static = features.shape[1] + (self.sentinel is not None) if features.shape[1] is not None else None
         for part in (keys, values):
             part.set_shape([None, None, static, None])
@@ -122,9 +122,9 @@ class CaptionDecoder(keras.Model):
 
     def initial_state(self, memory: Memory) -> Tensor:
         """(B, U): the state before the first word, from the mean of the grid."""
-        return tf.tanh(affine(memory.mean, self.kernels.cast(self.start_kernel), self.start_bias))
+        return tf.tanh(dense(memory.mean, self.casted_weights.cast(self.start_kernel), self.start_bias))
 
-    # Word by word, for search.
+    # StepActivations by word, for search.
 
     def step(self, words: Tensor, state: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """The next word's logits for K captions of each of B pictures.
@@ -138,23 +138,23 @@ class CaptionDecoder(keras.Model):
             logits (N, V), state (N, U), attention (N, P): over the cells; with a sentinel the
             rest to 1 is its.
         """
-        return self.stepper(memory)(words, state)
+        return self.make_step_fn(memory)(words, state)
 
-    def stepper(self, memory: Memory) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+    def make_step_fn(self, memory: Memory) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
         """`step` for a search over these pictures; what stays from word to word is made here, once."""
         B = tf.shape(memory.keys)[0]
-        keys, values = (tf.cast(x, self.kernels.dtype) for x in memory[:2])
+        keys, values = (tf.cast(x, self.casted_weights.dtype) for x in memory[:2])
         weights, bias = self._weights(), self._gate_bias()
         kernels = (self.input_kernel, self.output_kernel, self._word_matrix())
-        inner, outer, word = (self.kernels.cast(x) for x in kernels)
+        inner, outer, word = (self.casted_weights.cast(x) for x in kernels)
 
         def step(words: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            inputs = affine(tf.gather(self.embedding, words), inner, bias)  # (N, 3U)
-            rows = Beside(tf.shape(words)[0] // B)
-            new = self.recurrence.word(state, inputs, (keys, values), weights, rows)
-            both = tf.concat([tf.cast(new.state, self.kernels.dtype), new.context], -1)  # (N, U + D)
-            outputs = affine(both, outer, self.output_bias)
-            logits = affine(outputs, word, self.word_bias, transposed=self.word_kernel is None)  # (N, V)
+            inputs = dense(tf.gather(self.embedding, words), inner, bias)  # (N, 3U)
+            rows = DenseRows(tf.shape(words)[0] // B)
+            new = self.cell.step(state, inputs, (keys, values), weights, rows)
+            both = tf.concat([tf.cast(new.state, self.casted_weights.dtype), new.context], -1)  # (N, U + D)
+            outputs = dense(both, outer, self.output_bias)
+            logits = dense(outputs, word, self.word_bias, transposed=self.word_kernel is None)  # (N, V)
             attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
             attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
             if self.sentinel is not None:
@@ -174,14 +174,14 @@ class CaptionDecoder(keras.Model):
         """
         features, words_in = inputs
         weights = tf.cast(tf.not_equal(words_in, 0), tf.float32)
-        real = self.packed_logits((features, words_in), words_in, weights, seed if training else None)
+        real = self.packed_forward((features, words_in), words_in, weights, seed if training else None)
         B, R, T = (tf.shape(words_in)[i] for i in range(3))
         where = tf.reverse(real.rows, [1])  # (M, 2): caption, word
         logits = tf.where(real.weights[:, None] != 0, real.logits, 0)
         dense = tf.scatter_nd(where, logits, [B * R, T, self.vocabulary_size])
         return tf.reshape(dense, [B, R, T, self.vocabulary_size])
 
-    def packed_logits(
+    def packed_forward(
         self, inputs: tuple[Tensor, Tensor], words_out: Tensor, weights: Tensor, seed: Tensor | None = None
     ) -> Packed:
         """What gives the logits of the real words, those whose target has a weight.
@@ -193,34 +193,34 @@ class CaptionDecoder(keras.Model):
             seed: (2,) int32 of this step's dropout; None: no dropout.
         """
         features, words_in = inputs
-        memory = self.prepare(features, seed)
+        memory = self.project_memory(features, seed)
         by_word = [tf.transpose(x, [2, 0, 1]) for x in (words_in, words_out, weights)]  # (T, B, R)
         layout = Layout(by_word[2])
-        rows, place = layout.rows(), layout.picture_rows()
+        rows, positions = layout.rows(), layout.picture_rows()
         captions = [tf.reshape(x, [tf.shape(x)[0], -1]) for x in by_word]  # (T, B * R)
         words, targets, kept = (tf.gather_nd(x, rows) for x in captions)  # (S,)
 
         embedded = tf.gather(self.embedding, words)  # (S, E)
         embedded = _dropout(embedded, self.config.dropout, seed, 1)
-        kernel = self.kernels.with_bias(self.input_kernel, self._gate_bias())
-        gates = tf.matmul(tf.cast(with_ones(embedded), kernel.dtype), kernel)  # (S, 3U)
+        kernel = self.casted_weights.with_bias(self.input_kernel, self._gate_bias())
+        gates = tf.matmul(tf.cast(append_bias_columns(embedded), kernel.dtype), kernel)  # (S, 3U)
         start = tf.gather(self.initial_state(memory), layout.order // layout.R)  # (B * R, U)
-        states, contexts, attention = self.recurrence.run(gates, layout, start, memory[:2], self._weights())
+        states, contexts, attention = self.cell.unroll(gates, layout, start, memory[:2], self._weights())
 
-        both = tf.concat([tf.cast(states, self.kernels.dtype), contexts], -1)  # (S, U + D)
-        outputs = affine(both, self.kernels.cast(self.output_kernel), self.output_bias)
+        both = tf.concat([tf.cast(states, self.casted_weights.dtype), contexts], -1)  # (S, U + D)
+        outputs = dense(both, self.casted_weights.cast(self.output_kernel), self.output_bias)
         outputs = _dropout(outputs, self.config.dropout, seed, 2)  # (S, O)
-        on = tf.cast(tf.gather_nd(by_word[2], place) != 0, tf.float32)  # (L, R)
+        on = tf.cast(tf.gather_nd(by_word[2], positions) != 0, tf.float32)  # (L, R)
         looks = tf.reduce_mean(attention, 1) * on[..., None]  # (L, R, P)
         if self.sentinel is not None:
             looks = looks[..., :-1]
         tied, bias = self.word_kernel is None, tf.convert_to_tensor(self.word_bias)
-        matrix = self.kernels.with_bias(self._word_matrix(), bias, transposed=tied)
-        return Packed(with_ones(outputs), matrix, tied, targets, kept, rows, looks, place)
+        matrix = self.casted_weights.with_bias(self._word_matrix(), bias, transposed=tied)
+        return Packed(append_bias_columns(outputs), matrix, tied, targets, kept, rows, looks, positions)
 
     # Weights as plain arrays.
 
-    def start_from_frequencies(self, counts: np.ndarray) -> None:
+    def init_output_bias(self, counts: np.ndarray) -> None:
         """Let the untrained decoder write words as often as captions do; `counts` (V,), 0: hardly ever."""
         shares = np.maximum(counts, 1e-2) / max(counts.sum(), 1)
         self.word_bias.assign(np.log(shares).astype("float32"))
@@ -255,7 +255,7 @@ class CaptionDecoder(keras.Model):
 
     def _weights(self) -> Weights:
         score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
-        matrices = [self.kernels.cast(x) for x in (self.state_kernel, self.context_kernel)]
+        matrices = [self.casted_weights.cast(x) for x in (self.state_kernel, self.context_kernel)]
         return Weights(matrices[0], self.state_bias[-self.config.units :], matrices[1], score)
 
     def _gate_bias(self) -> Tensor:

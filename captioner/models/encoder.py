@@ -31,9 +31,9 @@ from captioner.models.backbones import (
     EncoderSpec,
     fold_batch_norm,
     foldable,
-    initialise,
-    lasting_names,
+    initialize,
     rewrite,
+    stable_layer_names,
 )
 from captioner.models.efficientnet_lite import read_weights
 
@@ -49,10 +49,10 @@ class Encoder:
         TensorShape([2, 36, 128])
     """
 
-    def __init__(self, spec: EncoderSpec, model: Any, *, size: int, mirrored: bool = False) -> None:
+    def __init__(self, spec: EncoderSpec, model: Any, *, size: int, flip_augmented: bool = False) -> None:
         self.name = spec.name
         self.preprocessing = spec.preprocessing
-        self.size, self.mirrored = (size, size), mirrored
+        self.size, self.flip_augmented = (size, size), flip_augmented
         self._spec = spec
         self._set_model(model)
 
@@ -63,15 +63,17 @@ class Encoder:
         # One trace a dtype, whatever the batch.
         self._encode = {
             dtype: tf.function(
-                self._cells, input_signature=[tf.TensorSpec((None, *self.size, 3), dtype)], autograph=False
+                self._encode_halves,
+                input_signature=[tf.TensorSpec((None, *self.size, 3), dtype)],
+                autograph=False,
             )
             for dtype in (tf.uint8, tf.float32)
         }
 
     @property
-    def cells(self) -> int:
+    def num_cells(self) -> int:
         """P, the number of cells: those of the grid, and as many again of the mirror image."""
-        return self.grid[0] * self.grid[1] * (1 + self.mirrored)
+        return self.grid[0] * self.grid[1] * (1 + self.flip_augmented)
 
     @property
     def variables(self) -> list[Any]:
@@ -109,24 +111,24 @@ class Encoder:
             pixels = tf.cast(pixels, tf.float32)
         return self._encode[pixels.dtype](pixels)
 
-    def _cells(self, pixels: Any) -> Any:
+    def _encode_halves(self, pixels: Any) -> Any:
         # Two halves side by side: operations too small for several cores get one each.
         pixels = tf.cast(pixels, tf.float32)
         half = tf.maximum(tf.shape(pixels)[0] // 2, 1)
-        first = self.look(pixels[:half])
-        rest = tf.cond(tf.shape(pixels)[0] > 1, lambda: self.look(pixels[half:]), lambda: first[:0])
+        first = self.encode_graph(pixels[:half])
+        rest = tf.cond(tf.shape(pixels)[0] > 1, lambda: self.encode_graph(pixels[half:]), lambda: first[:0])
         return tf.concat([first, rest], 0)
 
-    def look(self, pixels: Any) -> Any:
+    def encode_graph(self, pixels: Any) -> Any:
         """What `encode` computes, (B, H, W, 3) → (B, P, C), for use inside a graph."""
         pixels = tf.cast(pixels, tf.float32)
-        if self.mirrored:
+        if self.flip_augmented:
             pixels = tf.concat([pixels, pixels[:, :, ::-1]], 0)
         grid = tf.cast(self.model(pixels, training=False), tf.float32)  # (B or 2B, h, w, C)
-        if self.mirrored:
+        if self.flip_augmented:
             own, turned = tf.split(grid, 2)
             grid = tf.stack([own, turned[:, :, ::-1]], 1)  # (B, 2, h, w, C)
-        return tf.reshape(grid, (-1, self.cells, self.channels))
+        return tf.reshape(grid, (-1, self.num_cells, self.channels))
 
     def reseed(self, seed: Any, step: Any) -> None:
         """Sets the state of every dropout from (seed, step), ints or scalar tensors.
@@ -165,7 +167,7 @@ def load_encoder(
     *,
     weights: str | Path | Mapping[str, np.ndarray] = "imagenet",
     size: int = 0,
-    mirrored: bool = False,
+    flip_augmented: bool = False,
     seed: int = 0,
 ) -> Encoder:
     """An encoder from the table.
@@ -177,7 +179,7 @@ def load_encoder(
             `.safetensors` with the arrays of `weights_dict`, also a run's `best/weights.safetensors`, or the
             `.pth` of an EfficientNet-Lite.
         size: height and width of the input in pixels; 0 takes the table's.
-        mirrored: look at the mirror image too.
+        flip_augmented: look at the mirror image too.
         seed: for "none".
 
     Raises:
@@ -186,11 +188,11 @@ def load_encoder(
     spec = _spec(name)
     size = size or spec.size
     if isinstance(weights, Mapping):
-        return _from_arrays(spec, weights, size=size, mirrored=mirrored)
+        return _from_arrays(spec, weights, size=size, flip_augmented=flip_augmented)
     if str(weights) == "none":
         model = rewrite(_bare(spec, None, size), preprocessing=spec.preprocessing)
-        initialise(model, seed)
-        return Encoder(spec, model, size=size, mirrored=mirrored)
+        initialize(model, seed)
+        return Encoder(spec, model, size=size, flip_augmented=flip_augmented)
     if str(weights) == "imagenet":
         bare = _imagenet(spec, size)
     else:
@@ -200,14 +202,14 @@ def load_encoder(
                 f'encoder weights "{path}": no such file; expected "imagenet", "none" or the path of a file'
             )
         if path.suffix == ".safetensors":
-            return _from_arrays(spec, _read_safetensors(path), size=size, mirrored=mirrored)
+            return _from_arrays(spec, _read_safetensors(path), size=size, flip_augmented=flip_augmented)
         bare = _bare(spec, None, size)
         if path.suffix == ".pth":
             read_weights(path, bare)
         else:
             _read_h5(spec, path, bare)
     model = rewrite(bare, preprocessing=spec.preprocessing, folded=foldable(bare))
-    return Encoder(spec, model, size=size, mirrored=mirrored)
+    return Encoder(spec, model, size=size, flip_augmented=flip_augmented)
 
 
 def _spec(name: str) -> EncoderSpec:
@@ -249,9 +251,9 @@ def _imagenet(spec: EncoderSpec, size: int) -> Any:
 
 
 def _from_arrays(
-    spec: EncoderSpec, arrays: Mapping[str, np.ndarray], *, size: int, mirrored: bool
+    spec: EncoderSpec, arrays: Mapping[str, np.ndarray], *, size: int, flip_augmented: bool
 ) -> Encoder:
-    encoder = Encoder(spec, _model_for(spec, size, arrays), size=size, mirrored=mirrored)
+    encoder = Encoder(spec, _model_for(spec, size, arrays), size=size, flip_augmented=flip_augmented)
     encoder.load_weights_dict(arrays)
     return encoder
 
@@ -260,7 +262,7 @@ def _model_for(spec: EncoderSpec, size: int, arrays: Mapping[str, np.ndarray]) -
     """The model, folded unless `arrays` holds the moving averages of a normalisation that would be folded."""
     bare = _bare(spec, None, size)
     folded = foldable(bare)
-    names = lasting_names(bare)
+    names = stable_layer_names(bare)
     kept = any(f"{names[normalisation.name]}/moving_mean" in arrays for normalisation in folded.values())
     return rewrite(bare, preprocessing=spec.preprocessing, folded={} if kept else folded)
 

@@ -116,7 +116,7 @@ class Extraction:
 
 def shard_pictures(encoder: Encoder, batch_size: int = BATCH_SIZE) -> int:
     """How many pictures a shard holds, in whole batches."""
-    row_bytes = 2 * encoder.cells * encoder.channels
+    row_bytes = 2 * encoder.num_cells * encoder.channels
     return max(1, min(SHARD_PICTURES, _SHARD_BYTES // row_bytes) // batch_size) * batch_size
 
 

@@ -118,13 +118,13 @@ def extract(
     """
     records = list(records)
     shards = shard_folder(encoder, folder)
-    digests = digests_of(shards, records)
+    digests = known_digests(shards, records)
     failures: list[Failure] = []
-    if missing := missing_from(shards, records, digests):
+    if missing := without_features(shards, records, digests):
         with lock(shards.folder):
-            make_ready(shards, quiet=quiet)
-            digests |= digests_of(shards, missing)
-            if missing := missing_from(shards, missing, digests):
+            repair_and_merge(shards, quiet=quiet)
+            digests |= known_digests(shards, missing)
+            if missing := without_features(shards, missing, digests):
                 work = Extraction(shards, encoder, batch_size=batch_size)
                 with console.progress_bar(len(missing), "pictures", "features", quiet) as progress:
                     for record, outcome in work.run(missing):
@@ -134,7 +134,7 @@ def extract(
                             digests[record.id] = outcome
                         progress.update(1, **({"failed": len(failures)} if failures else {}))
                 shards.write_seen()
-    return store_of(shards, digests, failures)
+    return open_store(shards, digests, failures)
 
 
 def extract_part(
@@ -163,29 +163,29 @@ def extract_part(
     """
     shards = shard_folder(encoder, folder)
     mine = part.of(records, block=shard_pictures(encoder))
-    missing = missing_from(shards, mine, digests_of(shards, mine))
+    missing = without_features(shards, mine, known_digests(shards, mine))
     return extract(missing, encoder, folder=shards.folder / WORKERS / part.name, quiet=quiet)
 
 
 def shard_folder(encoder: Encoder, folder: str | Path | None = None) -> FeatureCache:
     """The cache of an encoder, opened; errors as in `extract`."""
     path = Path(folder) if folder is not None else cache_folder(encoder)
-    return FeatureCache(path, _identity(encoder), shape=(encoder.cells, encoder.channels))
+    return FeatureCache(path, _identity(encoder), shape=(encoder.num_cells, encoder.channels))
 
 
-def digests_of(shards: FeatureCache, records: Iterable[CaptionedImage]) -> dict[str, str]:
+def known_digests(shards: FeatureCache, records: Iterable[CaptionedImage]) -> dict[str, str]:
     """By id the digest of each picture that has not changed since it was read; else an empty string."""
     return {record.id: shards.digest_of(record.path) for record in records}
 
 
-def missing_from(
+def without_features(
     shards: FeatureCache, records: Iterable[CaptionedImage], digests: Mapping[str, str]
 ) -> list[CaptionedImage]:
     """The records of whose pictures the cache is not known to hold a row."""
     return [record for record in records if digests[record.id] not in shards.locations]
 
 
-def make_ready(shards: FeatureCache, *, quiet: bool) -> None:
+def repair_and_merge(shards: FeatureCache, *, quiet: bool) -> None:
     """Clears away what is damaged and takes in what workers have made; under the folder's lock."""
     remove_leftovers(shards.folder)
     shards.refresh()
@@ -198,7 +198,7 @@ def make_ready(shards: FeatureCache, *, quiet: bool) -> None:
             console.info(f"{path}: {shards.take_over(worker)} pictures taken in", quiet=quiet)
 
 
-def store_of(shards: FeatureCache, digests: Mapping[str, str], failures: Sequence[Failure]) -> FeatureStore:
+def open_store(shards: FeatureCache, digests: Mapping[str, str], failures: Sequence[Failure]) -> FeatureStore:
     """The pictures, by id and in this order, that the cache holds."""
     locations = {
         name: shards.locations[digest] for name, digest in digests.items() if digest in shards.locations
@@ -213,7 +213,7 @@ def _identity(encoder: Encoder) -> dict[str, Any]:
         "weights": encoder.digest,
         "size": list(encoder.size),
         "grid": list(encoder.grid),
-        "mirrored": encoder.mirrored,
+        "mirrored": encoder.flip_augmented,
         "channels": encoder.channels,
         "preprocessing": encoder.preprocessing,
         "numbers": "float16",

@@ -25,7 +25,7 @@ from typing import Any
 from captioner.config import Config
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
-from captioner.runs.weights import part, read_best, read_info, save_best
+from captioner.runs.weights import read_best, read_info, save_best, select_prefix
 from captioner.system.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
 from captioner.system.manifest import REMEDY, check, entries, read_manifest, write_manifest
 from captioner.version import __version__
@@ -43,7 +43,7 @@ class Run:
         config: its configuration.
         vocabulary: its words.
         encoder_info: what encoder.json says: name, size, grid, cells, channels, preprocessing, digest.
-        made_splits: picture ids per split, or None where the data set had its own.
+        seeded_splits: picture ids per split, or None where the data set had its own.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp()) / "run"
@@ -60,9 +60,9 @@ class Run:
         self.config = Config.from_dict(content["config"], source=str(folder / CONFIG))
         self.vocabulary = Vocabulary.load(folder / VOCABULARY)
         self.encoder_info: dict[str, Any] = json.loads((folder / ENCODER).read_text(encoding="utf-8"))
-        self.made_splits: dict[str, list[str]] | None = None
+        self.seeded_splits: dict[str, list[str]] | None = None
         if SPLITS in content["files"]:
-            self.made_splits = json.loads((folder / SPLITS).read_text(encoding="utf-8"))
+            self.seeded_splits = json.loads((folder / SPLITS).read_text(encoding="utf-8"))
 
     @classmethod
     def create(
@@ -71,7 +71,7 @@ class Run:
         config: Config,
         vocabulary: Vocabulary,
         encoder: Any,
-        made_splits: Mapping[str, Sequence[str]] | None = None,
+        seeded_splits: Mapping[str, Sequence[str]] | None = None,
     ) -> Run:
         """Makes the folder of a new training.
 
@@ -80,7 +80,7 @@ class Run:
             config: as resolved.
             vocabulary: of the training captions.
             encoder: an `Encoder`, or what `encoder.json` should say of it.
-            made_splits: ids per split, if a split was drawn from the seed.
+            seeded_splits: ids per split, if a split was drawn from the seed.
 
         Raises:
             RunError: there is a run already.
@@ -93,9 +93,9 @@ class Run:
                 raise RunError(f"{folder / CONFIG}: missing, but there are checkpoints beside it; {REMEDY}")
             vocabulary.save(folder / VOCABULARY)
             write_json(folder / ENCODER, encoder if isinstance(encoder, Mapping) else _describe(encoder))
-            if made_splits is not None:
-                write_json(folder / SPLITS, made_splits)
-            names = [VOCABULARY, ENCODER, *([SPLITS] if made_splits is not None else [])]
+            if seeded_splits is not None:
+                write_json(folder / SPLITS, seeded_splits)
+            names = [VOCABULARY, ENCODER, *([SPLITS] if seeded_splits is not None else [])]
             _write_config(folder, config, entries(folder, names))
         return cls(folder)
 
@@ -216,13 +216,16 @@ class Run:
         # By the configuration's name: it may be a "package.module:name".
         wanted, size = self.config.encoder, info["size"][0]
         encoder = load_encoder(
-            wanted.name, weights=part(arrays, "encoder/"), size=size, mirrored=wanted.flip_augmented
+            wanted.name,
+            weights=select_prefix(arrays, "encoder/"),
+            size=size,
+            flip_augmented=wanted.flip_augmented,
         )
         self._check_encoder(encoder)
         decoder = CaptionDecoder(
             self.config.decoder, vocabulary_size=len(self.vocabulary), channels=info["channels"]
         )
-        decoder.load_weights_dict(part(arrays, "decoder/"))
+        decoder.load_weights_dict(select_prefix(arrays, "decoder/"))
         return decoder, encoder
 
     def info(self) -> dict[str, Any]:
@@ -239,7 +242,7 @@ class Run:
             "encoder": self.encoder_info,
             "words": len(self.vocabulary),
             "data": next(iter(read_json_lines(self.folder / DATA)), None),
-            "splits": {name: len(ids) for name, ids in (self.made_splits or {}).items()},
+            "splits": {name: len(ids) for name, ids in (self.seeded_splits or {}).items()},
             "epochs": len(history),
             "last": history[-1] if history else None,
             "best": self.best,
@@ -276,8 +279,8 @@ class Run:
 
 
 def _describe(encoder: Any) -> dict[str, Any]:
-    names = ("name", "size", "grid", "cells", "channels", "preprocessing", "digest")
-    return {name: getattr(encoder, name) for name in names}
+    names = ("name", "size", "grid", "channels", "preprocessing", "digest")
+    return {"cells": encoder.num_cells, **{name: getattr(encoder, name) for name in names}}
 
 
 def _write_config(folder: Path, config: Config, files: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from captioner.errors import RunError
 from captioner.system.files import atomic_write, digest_bytes, flush_folder, storing
 from captioner.system.manifest import REMEDY, read_checked, read_manifest, write_manifest
 
-WEIGHTS, INFO, NEXT_INFO = "weights.safetensors", "best.json", "next.json"
+WEIGHTS, INFO, PENDING_MANIFEST = "weights.safetensors", "best.json", "next.json"
 
 
 def save_best(
@@ -38,15 +38,15 @@ def save_best(
     content = safetensors.numpy.save(stored, metadata={"format": "captioner"})
     weights = {"bytes": len(content), "digest": digest_bytes(content)}
     # Two files cannot be renamed at once: between the renames next.json vouches for the new weights.
-    _settle(folder)
+    _finish_interrupted_save(folder)
     try:
-        write_manifest(folder / NEXT_INFO, {**info, "weights": weights})
+        write_manifest(folder / PENDING_MANIFEST, {**info, "weights": weights})
         atomic_write(folder / WEIGHTS, content)
         with storing(folder / INFO):
-            os.replace(folder / NEXT_INFO, folder / INFO)
+            os.replace(folder / PENDING_MANIFEST, folder / INFO)
             flush_folder(folder)
     except Exception:
-        _settle(folder)
+        _finish_interrupted_save(folder)
         raise
 
 
@@ -56,14 +56,14 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     Raises:
         RunError: weights or manifest are missing, damaged, or not each other's.
     """
-    return _vouched(folder)[1] if _begun(folder) else None
+    return _verified(folder)[1] if _begun(folder) else None
 
 
 def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The arrays by name, floating ones as float32, and what is known of them; else as `read_info`."""
     if not _begun(folder):
         return None
-    content, info, _ = _vouched(folder)
+    content, info, _ = _verified(folder)
     return floats(arrays_in(content, folder / WEIGHTS)), info
 
 
@@ -79,7 +79,7 @@ def arrays_in(content: bytes, path: Path) -> dict[str, np.ndarray]:
         raise RunError(f"{path}: not a weights file ({error}); {REMEDY}") from error
 
 
-def part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+def select_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     """Those whose names start with `prefix`, by the rest of the name."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
@@ -94,11 +94,11 @@ def _begun(folder: Path) -> bool:
     return (folder / WEIGHTS).exists() or (folder / INFO).exists()
 
 
-def _vouched(folder: Path) -> tuple[bytes, dict[str, Any], str]:
+def _verified(folder: Path) -> tuple[bytes, dict[str, Any], str]:
     """The weights file, the manifest that it agrees with, and that one's name."""
     problem: RunError | None = None
     # Once more at the end: a training may be renaming next.json while we look.
-    for name in (INFO, NEXT_INFO, INFO):
+    for name in (INFO, PENDING_MANIFEST, INFO):
         try:
             info = read_manifest(folder / name)
             return read_checked(folder / WEIGHTS, info.pop("weights")), info, name
@@ -107,14 +107,14 @@ def _vouched(folder: Path) -> tuple[bytes, dict[str, Any], str]:
     raise problem or RunError(f"{folder}: empty")
 
 
-def _settle(folder: Path) -> None:
+def _finish_interrupted_save(folder: Path) -> None:
     """Ends what a killed `save_best` began: next.json becomes best.json if its weights are there, or goes."""
-    if not (folder / NEXT_INFO).exists():
+    if not (folder / PENDING_MANIFEST).exists():
         return
     with suppress(RunError):
-        if _vouched(folder)[2] == NEXT_INFO:
-            os.replace(folder / NEXT_INFO, folder / INFO)
-    (folder / NEXT_INFO).unlink(missing_ok=True)
+        if _verified(folder)[2] == PENDING_MANIFEST:
+            os.replace(folder / PENDING_MANIFEST, folder / INFO)
+    (folder / PENDING_MANIFEST).unlink(missing_ok=True)
 
 
 def _stored(array: np.ndarray, half: bool) -> np.ndarray:

@@ -23,7 +23,7 @@ from captioner.system.manifest import check, entries, read_manifest, write_manif
 _NAME = re.compile(r"ckpt-(\d+)(\..*|_temp.*)")
 
 
-class Latest:
+class CheckpointManager:
     """The newest few checkpoints of one set of objects.
 
     Args:
@@ -33,7 +33,7 @@ class Latest:
 
     >>> import tempfile
     >>> step = tf.Variable(7)
-    >>> latest = Latest(Path(tempfile.mkdtemp()), {"step": step})
+    >>> latest = CheckpointManager(Path(tempfile.mkdtemp()), {"step": step})
     >>> latest.save().name, int(step.assign(0)), latest.restore().name, int(step)
     ('ckpt-1', 0, 'ckpt-1', 7)
     """

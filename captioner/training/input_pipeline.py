@@ -33,14 +33,14 @@ STEPS = 64  # of an epoch; where there would be fewer, batches shrink
 FEWEST = 16  # pictures that they shrink to
 
 
-class Source(Protocol):
+class FeatureSource(Protocol):
     """Where the features of pictures come from; a `FeatureStore` is one."""
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """(n, …) features or pixels of these pictures."""
 
 
-class PictureSource:
+class PixelSource:
     """Pixels straight from the picture files, for encoders in training.
 
     A picture that cannot be read comes out black and is listed in `failures`; the batches give it no weight.
@@ -73,7 +73,7 @@ class PictureSource:
             return np.zeros((*self._size, 3), np.uint8)
 
 
-class CaptionTable:
+class TokenizedCaptions:
     """The captions of pictures as word ids, ready to be laid into batches.
 
     Args:
@@ -85,7 +85,7 @@ class CaptionTable:
         ids: picture ids, in the records' order.
         captions: per picture a list of (words,) int32 arrays, without <start> and <end>.
         longest: (pictures,) words of each picture's longest caption.
-        mirrored: (pictures,) bool, pictures that may be mirrored.
+        can_flip: (pictures,) bool, pictures that may be mirrored.
     """
 
     def __init__(self, records: Sequence[CaptionedImage], vocabulary: Vocabulary, *, max_words: int) -> None:
@@ -97,9 +97,9 @@ class CaptionTable:
             for record in records
         ]
         self.longest = np.array([max(len(caption) for caption in captions) for captions in self.captions])
-        self.mirrored = np.array([can_be_mirrored(record.captions) for record in records])
+        self.can_flip = np.array([can_be_mirrored(record.captions) for record in records])
 
-    def arrays(
+    def pad_batch(
         self, pictures: Iterable[int], chosen: Iterable[Iterable[int]]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """words_in, words_out (B, R, T) int32 and weights (B, R, T) float32 of the chosen captions."""
@@ -126,33 +126,34 @@ class TrainingBatches:
         source: features or pixels of the same pictures.
         phase: batch size, captions a picture, augmentation.
         seed: of the order.
-        shard: (i, n): of every batch each n-th picture, from the i-th on. What is drawn at random is drawn
-            for the whole batch, so that the n parts together are the batch of one worker.
+        worker_shard: (i, n): of every batch each n-th picture, from the i-th on. What is drawn at random is
+            drawn for the whole batch, so that the n parts together are the batch of one worker.
     """
 
     def __init__(
         self,
-        table: CaptionTable,
-        source: Source,
+        table: TokenizedCaptions,
+        source: FeatureSource,
         *,
         phase: PhaseConfig,
         seed: int,
-        shard: tuple[int, int] = (0, 1),
+        worker_shard: tuple[int, int] = (0, 1),
     ) -> None:
-        self.table, self.source, self.phase, self.seed, self.shard = table, source, phase, seed, shard
+        self.table, self.source, self.phase = table, source, phase
+        self.seed, self.worker_shard = seed, worker_shard
         self.steps = -(-len(table.ids) // phase.pictures_per_batch)
         self._trouble: CaptionerError | None = None
 
-    def plan(self, epoch: int) -> list[np.ndarray]:
+    def batch_order(self, epoch: int) -> list[np.ndarray]:
         """Which pictures (rows of the table) make each batch of an epoch, longest caption first."""
-        return [pictures[self._mine(len(pictures))] for pictures in self._whole_plan(epoch)]
+        return [pictures[self._mine(len(pictures))] for pictures in self._global_batch_order(epoch)]
 
     def _mine(self, pictures: int) -> slice:
         """Which rows of a batch are of this shard; the first where there are fewer rows than shards."""
-        part, parts = self.shard
+        part, parts = self.worker_shard
         return slice(part, None, parts) if part < pictures else slice(1)
 
-    def _whole_plan(self, epoch: int) -> list[np.ndarray]:
+    def _global_batch_order(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 1])
         B = self.phase.pictures_per_batch
         order = rng.permutation(len(self.table.ids))
@@ -161,7 +162,7 @@ class TrainingBatches:
         batches = [order[i : i + B] for i in range(0, len(order), B)]
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def epoch(self, epoch: int, skip: int = 0) -> Iterator[Any]:
+    def batches(self, epoch: int, skip: int = 0) -> Iterator[Any]:
         """The batches of one epoch, from batch `skip` on.
 
         Raises:
@@ -177,7 +178,7 @@ class TrainingBatches:
 
     def dataset(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
         """The same as a `tf.data.Dataset`."""
-        plan = self._whole_plan(epoch)
+        plan = self._global_batch_order(epoch)
         sizes = [len(pictures) for pictures in plan]
         spec = self._spec(plan[0])
         seed = (self.seed * 7919 + epoch) % 2**31
@@ -197,7 +198,7 @@ class TrainingBatches:
             features, words_in, words_out, weights, mirrored = parts
             if self.phase.augment:
                 drawn = tf.stack([seed, tf.cast(step, tf.int32)])
-                features = augment(features, mirrored, drawn, (tf.gather(sizes, step), *self.shard))
+                features = augment(features, mirrored, drawn, (tf.gather(sizes, step), *self.worker_shard))
             return (features, words_in), words_out, weights
 
         steps = tf.data.Dataset.range(skip, len(plan))
@@ -212,18 +213,18 @@ class TrainingBatches:
         chosen = [
             np.sort(rng.permutation(n)[:limit]) if limit and n > limit else np.arange(n) for n in counts
         ]
-        words_in, words_out, weights = self.table.arrays(pictures, chosen)
-        if self.shard != (0, 1):
-            mine, spare = self._mine(len(counts)), self.shard[0] >= len(counts)
+        words_in, words_out, weights = self.table.pad_batch(pictures, chosen)
+        if self.worker_shard != (0, 1):
+            mine, spare = self._mine(len(counts)), self.worker_shard[0] >= len(counts)
             pictures, words_in, words_out = pictures[mine], words_in[mine], words_out[mine]
             weights = np.zeros_like(weights[mine]) if spare else weights[mine]  # a spare one has no weight
         names = [self.table.ids[p] for p in pictures]
         features = self.source.read(names)
         failures = getattr(self.source, "failures", ())
         for row, name in enumerate(names):
-            if name in failures and isinstance(self.source, PictureSource):
+            if name in failures and isinstance(self.source, PixelSource):
                 words_in[row], words_out[row], weights[row] = 0, 0, 0
-        return features, words_in, words_out, weights, self.table.mirrored[pictures]
+        return features, words_in, words_out, weights, self.table.can_flip[pictures]
 
     def _spec(self, pictures: np.ndarray) -> list[tf.TensorSpec]:
         first = self.source.read([self.table.ids[pictures[0]]])
@@ -231,12 +232,12 @@ class TrainingBatches:
         return [tf.TensorSpec([None, *first.shape[1:]], first.dtype), *words, tf.TensorSpec([None], tf.bool)]
 
 
-def suited(phase: PhaseConfig, pictures: int) -> PhaseConfig:
+def shrink_batch(phase: PhaseConfig, pictures: int) -> PhaseConfig:
     """The phase with batches small enough for the pictures there are.
 
     Large batches are faster, but few steps teach little (docs/speed.md has figures).
 
-    >>> [suited(PhaseConfig(pictures_per_batch=64), n).pictures_per_batch for n in (400, 3000, 6000)]
+    >>> [shrink_batch(PhaseConfig(pictures_per_batch=64), n).pictures_per_batch for n in (400, 3000, 6000)]
     [16, 46, 64]
     """
     enough = max(FEWEST, pictures // STEPS)
@@ -244,7 +245,7 @@ def suited(phase: PhaseConfig, pictures: int) -> PhaseConfig:
 
 
 def evaluation_batches(
-    ids: Sequence[str], source: Source, *, batch_size: int
+    ids: Sequence[str], source: FeatureSource, *, batch_size: int
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Ids and features (B, …) of all pictures in the order given; the last batch may be short."""
     for start in range(0, len(ids), batch_size):

@@ -19,7 +19,7 @@ from captioner.models.layers.packed_captions import Packed
 TINY = 1e-30  # a share that could have underflown
 
 
-class Loss(NamedTuple):
+class LossTerms(NamedTuple):
     """One batch's loss.
 
     Attributes:
@@ -35,7 +35,7 @@ class Loss(NamedTuple):
     words: Tensor
 
 
-def caption_loss(packed: Packed, phase: PhaseConfig) -> Loss:
+def caption_loss(packed: Packed, phase: PhaseConfig) -> LossTerms:
     """The phase's objective, meaned over real words, plus the coverage term if the phase asks for it."""
     smoothed, nats, hits = cross_entropy(packed, phase.label_smoothing)
     real = packed.weights != 0
@@ -48,9 +48,9 @@ def caption_loss(packed: Packed, phase: PhaseConfig) -> Loss:
             *(tf.boolean_mask(x, real) for x in (packed.logits, packed.words, packed.weights))
         )
     if phase.coverage:
-        objective += phase.coverage * coverage(packed.attention, packed.place)
+        objective += phase.coverage * coverage(packed.attention, packed.positions)
     figures = (tf.reduce_sum(tf.where(real, each, 0)) for each in (nats, hits, tf.ones_like(nats)))
-    return Loss(objective, *figures)
+    return LossTerms(objective, *figures)
 
 
 def reward_loss(packed: Packed, words: Tensor) -> Tensor:
@@ -124,24 +124,24 @@ def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Ten
 def _largest(share: Tensor, words: Tensor) -> Tensor:
     """(M,) 1 where the word's share is the largest, else 0."""
     kind = tf.int16 if share.dtype.size == 2 else tf.int32
-    bits = tf.bitcast(
-        share, kind
-    )  # no share is negative: their bits stand in the same order, and compare fast
+    bits = tf.bitcast(share, kind)  # no share is negative: its bits stand in the same order, and compare fast
     own = tf.gather(bits, words, batch_dims=1)
     return tf.cast(own >= tf.reduce_max(bits, -1), tf.float32)
 
 
-def coverage(attention: Tensor, place: Tensor) -> Tensor:
+def coverage(attention: Tensor, positions: Tensor) -> Tensor:
     """Doubly stochastic attention (Xu et al. 2015, equation 14): every cell looked at about once per caption.
 
     Args:
         attention: (S, R, P) packed.
-        place: (S, 2), word and picture of each row.
+        positions: (S, 2), word and picture of each row.
 
     Returns:
         the mean over pictures, captions and cells of (1 - sum over words of attention) ** 2.
     """
-    looks = tf.math.unsorted_segment_sum(attention, place[:, 1], tf.reduce_max(place[:, 1]) + 1)  # (B, R, P)
+    looks = tf.math.unsorted_segment_sum(
+        attention, positions[:, 1], tf.reduce_max(positions[:, 1]) + 1
+    )  # (B, R, P)
     return tf.reduce_mean((1 - looks) ** 2)
 
 

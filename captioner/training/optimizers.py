@@ -1,7 +1,7 @@
-"""How weights follow gradients: optimisers, schedules, clipping, averaging.
+"""How weights follow gradients: optimizers, schedules, clipping, averaging.
 
-A phase's settings go in, an `Updater` comes out that applies one step to the decoder and, if trained, the
-encoder.
+In: a phase's settings. Out: a `TrainOptimizer`, which applies one step to the decoder and, if it is trained,
+to the encoder.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import tensorflow as tf
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError, load_object, unknown_name
 
-YOUNG = 64  # steps during which averages follow every step
-FOLLOW_EVERY = 4  # steps, afterwards: a pass over all weights less in three of four steps
+EMA_WARMUP_STEPS = 64  # steps during which averages follow every step
+EMA_EVERY = 4  # steps, afterwards: a pass over all weights less in three of four steps
 
 
 class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
@@ -114,7 +114,7 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return {"rate": self.rate, "steps": self.steps}
 
 
-class Updater(tf.Module):
+class TrainOptimizer(tf.Module):
     """One optimiser step for decoder and encoder together, with clipping and averaged weights.
 
     Args:
@@ -161,18 +161,18 @@ class Updater(tf.Module):
             if variables:
                 optimizer.apply(part, variables)
         if self.averages:
-            self._follow()
+            self._update_ema()
         return norm
 
-    def _follow(self) -> None:
+    def _update_ema(self) -> None:
         """Exponential moving average; young averages forget faster, so that the first steps weigh little.
 
         Old ones change slowly: every fourth step moves them, by what four steps would.
         """
         step = self.optimizers[0 if self.groups[0] else 1].iterations
         share = tf.cast(1 + step, tf.float32) / tf.cast(10 + step, tf.float32)
-        young = step < YOUNG
-        decay = tf.minimum(self.phase.ema_decay, share) ** tf.where(young, 1.0, FOLLOW_EVERY)
+        young = step < EMA_WARMUP_STEPS
+        decay = tf.minimum(self.phase.ema_decay, share) ** tf.where(young, 1.0, EMA_EVERY)
 
         def move() -> Any:
             for average, variable in zip(self.averages, self.variables_trained, strict=True):
@@ -181,14 +181,14 @@ class Updater(tf.Module):
                 )
             return tf.constant(True)
 
-        tf.cond(young | (step % FOLLOW_EVERY == 0), move, lambda: tf.constant(False))
+        tf.cond(young | (step % EMA_EVERY == 0), move, lambda: tf.constant(False))
 
     def learning_rate(self) -> float:
         """The decoder's present rate (the encoder's, if it alone is trained)."""
         index = 0 if self.groups[0] else 1
         return float(self.schedules[index](self.optimizers[index].iterations))
 
-    def swap_averages(self) -> None:
+    def swap_ema_weights(self) -> None:
         """Exchange the weights with their averages; call again to exchange back."""
         for average, variable in zip(self.averages, self.variables_trained, strict=True):
             value = tf.identity(tf.convert_to_tensor(variable))

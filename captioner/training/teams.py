@@ -18,7 +18,7 @@ import tensorflow as tf
 from captioner.errors import ConfigError
 
 
-class Team:
+class WorkerGroup:
     """Those who train together.
 
     Args:
@@ -39,7 +39,9 @@ class Team:
             lambda context: context.replica_id_in_sync_group % self.local
         )
         # float32 holds the sums that are added here, and float64 the bits of the values that are handed on.
-        self._sum = tf.function(lambda x: self._strategy.run(add_up, args=(x,)), reduce_retracing=True)
+        self._sum = tf.function(
+            lambda x: self._strategy.run(all_reduce_sum, args=(x,)), reduce_retracing=True
+        )
 
     def run(self, function: Any) -> tuple[Any, ...]:
         """In a graph: what the function gives for each device of this worker, called with its number here."""
@@ -56,17 +58,17 @@ class Team:
         own = tf.convert_to_tensor(values) / self.local  # every device of a worker brings it along
         return np.asarray(self._strategy.experimental_local_results(self._sum(own))[0])
 
-    def from_first(self, values: Any) -> np.ndarray:
+    def broadcast(self, values: Any) -> np.ndarray:
         """The first worker's array, at every worker."""
         values = np.asarray(values, np.float64)
         return self.sum(values if self.first else np.zeros_like(values))
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Waits for everybody."""
         if self.workers > 1:
             self.sum(np.zeros(1))
 
-    def share(self, **trackables: Any) -> None:
+    def broadcast_variables(self, **trackables: Any) -> None:
         """Gives all variables of these objects the first worker's values."""
         if self.workers == 1:
             return
@@ -77,14 +79,14 @@ class Team:
             variable.assign(tf.cast(found, variable.dtype))
 
 
-def add_up(values: Any) -> Any:
-    """In `Team.run`: the sums over all devices of all workers."""
+def all_reduce_sum(values: Any) -> Any:
+    """In `WorkerGroup.run`: the sums over all devices of all workers."""
     context = tf.distribute.get_replica_context()
     values = tf.nest.map_structure(tf.identity, values)  # on this device: that is where the sum will be
     return context.all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
-def worker_of_all() -> tuple[int, int]:
+def this_worker() -> tuple[int, int]:
     """Number of this worker, and how many there are, by $TF_CONFIG.
 
     Raises:

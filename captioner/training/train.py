@@ -34,15 +34,20 @@ from captioner.runs.run_folder import DATA, Run
 from captioner.system import console
 from captioner.system.files import atomic_write, json_text
 from captioner.system.hardware import precision
-from captioner.training.checkpoints import Latest
-from captioner.training.input_pipeline import CaptionTable, PictureSource, TrainingBatches, suited
+from captioner.training.checkpoints import CheckpointManager
+from captioner.training.input_pipeline import PixelSource, TokenizedCaptions, TrainingBatches, shrink_batch
 from captioner.training.losses import OBJECTIVES, load_loss
-from captioner.training.optimizers import Updater, load_optimizer
+from captioner.training.optimizers import TrainOptimizer, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
 from captioner.training.time_budget import within
-from captioner.training.train_loop import Dev, Loop, State
-from captioner.training.train_step import Steps, encoder_variables, trained_variables, use_cores_side_by_side
+from captioner.training.train_loop import DevSet, PhaseTrainer, State
+from captioner.training.train_step import (
+    TrainStep,
+    encoder_variables,
+    trained_variables,
+    use_cores_side_by_side,
+)
 
 __all__ = ["train"]
 
@@ -96,7 +101,7 @@ def train(
         try:
             training = (kind or Training)(run, splits, encoder, quiet=quiet)
             if minutes:
-                training.shorten(60 * minutes, since=started)
+                training.fit_to_budget(60 * minutes, since=started)
             training.run_all()
         except KeyboardInterrupt:  # while features are extracted, or impatiently
             raise Interrupted(run.folder, signal.SIGINT) from None
@@ -126,7 +131,7 @@ class Training:
             seed=self.config.seed,
             precision=precision(self.config.train.precision),
         )
-        self.decoder.start_from_frequencies(_word_counts(_captions(splits["train"]), run.vocabulary))
+        self.decoder.init_output_bias(_word_counts(_captions(splits["train"]), run.vocabulary))
         self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
         self.extracted: dict[Any, FeatureStore] = {}
 
@@ -135,7 +140,7 @@ class Training:
         """That of the run."""
         return self.run.config
 
-    def shorten(self, seconds: float, *, since: float) -> None:
+    def fit_to_budget(self, seconds: float, *, since: float) -> None:
         """Leave out the epochs for which there is no time, told by a few steps of each phase.
 
         Args:
@@ -182,42 +187,42 @@ class Training:
         phase = self.config.phases[name]
         # Also when going on: features of a frozen encoder are needed before its checkpoint is read.
         if self.run.best is not None and (number or not self._has_begun(name)):
-            self._take_best(phase)
+            self.load_best_weights(phase)
         loop = self._loop(number, name)
         self.begin(loop)
         with noting(stop):
             loop.run_epochs(stop)
 
-    def begin(self, loop: Loop) -> None:
+    def begin(self, loop: PhaseTrainer) -> None:
         """Goes back to where the phase was stopped, if it was."""
         if loop.latest.restore() is None:
             loop.state.best.assign((self.run.best or {}).get("selected", float("-inf")))
             loop.latest.save()
 
-    def _loop(self, number: int, name: str) -> Loop:
+    def _loop(self, number: int, name: str) -> PhaseTrainer:
         """All that a phase needs, at its beginning."""
         phase = self.config.phases[name]
         sources = self._sources(phase)
         tables = {split: self._table(split, source) for split, source in sources.items()}
         seed = self.config.seed * 100 + number
-        judged = TrainingBatches(tables["dev"], sources["dev"], phase=_unchanged(phase), seed=seed)
-        phase = suited(phase, len(tables["train"].ids))
+        judged = TrainingBatches(tables["dev"], sources["dev"], phase=without_augmentation(phase), seed=seed)
+        phase = shrink_batch(phase, len(tables["train"].ids))
         batches = TrainingBatches(tables["train"], sources["train"], phase=phase, seed=seed)
         variables = trained_variables(phase, self.decoder, self.encoder)
-        updater = Updater(phase, batches.steps * phase.epochs, *variables)
+        updater = TrainOptimizer(phase, batches.steps * phase.epochs, *variables)
         state = State()
-        latest = Latest(
+        latest = CheckpointManager(
             self._latest(name),
             {"decoder": self.decoder, "encoder": self.encoder.model, "updater": updater, "state": state},
             self.config.train.max_to_keep,
         )
         references = {record.id: record.captions for record in self.records["dev"]}
-        return Loop(
+        return PhaseTrainer(
             self.run,
             name,
             batches,
-            Dev(judged, references, self.captioner),
-            Steps(self.config, phase, self.decoder, self.encoder, updater),
+            DevSet(judged, references, self.captioner),
+            TrainStep(self.config, phase, self.decoder, self.encoder, updater),
             latest,
             state,
             CaptionReward(tables["train"].captions) if phase.objective == "reward" else None,
@@ -230,7 +235,7 @@ class Training:
             store = self._store("train", "dev")
             return {"train": store, "dev": store}
         everyone = self.records["train"] + self.records["dev"]
-        source = PictureSource(everyone, self.encoder.size, quiet=self.quiet)
+        source = PixelSource(everyone, self.encoder.size, quiet=self.quiet)
         return {"train": source, "dev": source if "encoder" in phase.trains else self._store("dev")}
 
     def _store(self, *splits: str) -> FeatureStore:
@@ -246,16 +251,16 @@ class Training:
     def _extract(self, records: list[CaptionedImage]) -> FeatureStore:
         return extract(records, self.encoder, quiet=self.quiet)
 
-    def _table(self, split: str, source: Any) -> CaptionTable:
+    def _table(self, split: str, source: Any) -> TokenizedCaptions:
         """Captions of the pictures that have features; of all, where they are read as training goes."""
         usable = self.records[split]
         if isinstance(source, FeatureStore):
             usable = [record for record in usable if record.id in source]
             if not usable:
                 raise DataError(f"not one picture of the {split} split could be read; see the list above")
-        return CaptionTable(usable, self.run.vocabulary, max_words=self.config.data.max_words)
+        return TokenizedCaptions(usable, self.run.vocabulary, max_words=self.config.data.max_words)
 
-    def _take_best(self, phase: PhaseConfig) -> None:
+    def load_best_weights(self, phase: PhaseConfig) -> None:
         """A new phase begins with the best weights so far."""
         decoder, encoder = self.run.load_best()
         self.decoder.load_weights_dict(decoder.weights_dict())
@@ -272,7 +277,7 @@ class Training:
 
 
 def _load_splits(config: Config, data: str | Path, run: Run | None) -> dict[str, Split]:
-    made = run.made_splits if run else None
+    made = run.seeded_splits if run else None
     settings: dict[str, Any] = {"format": config.data.format, "seed": config.seed, "made": made}
     return {name: load_split(data, name, **settings) for name in ("train", "dev")}
 
@@ -294,7 +299,7 @@ def _load_encoder(config: Config) -> Encoder:
         wanted.name,
         weights=wanted.weights,
         size=wanted.size,
-        mirrored=wanted.flip_augmented,
+        flip_augmented=wanted.flip_augmented,
         seed=config.seed,
     )
 
@@ -323,5 +328,5 @@ def _check_names(config: Config) -> None:
         load_optimizer(phase, phase.learning_rate)
 
 
-def _unchanged(phase: PhaseConfig) -> PhaseConfig:
+def without_augmentation(phase: PhaseConfig) -> PhaseConfig:
     return dataclasses.replace(phase, augment=False, captions_per_picture=0)

@@ -23,11 +23,11 @@ from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import Failure
 from captioner.runs.run_folder import Run
 from captioner.system import console
-from captioner.training.checkpoints import Latest
-from captioner.training.input_pipeline import PictureSource, TrainingBatches
+from captioner.training.checkpoints import CheckpointManager
+from captioner.training.input_pipeline import PixelSource, TrainingBatches
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest
-from captioner.training.train_step import Figures, Steps
+from captioner.training.train_step import StepStats, TrainStep
 
 
 class State(tf.Module):
@@ -39,10 +39,10 @@ class State(tf.Module):
         self.step = tf.Variable(0, dtype=tf.int64, trainable=False)  # finished steps of the epoch under way
         self.best = tf.Variable(float("-inf"), dtype=tf.float64, trainable=False)  # selected score
         self.best_epoch = tf.Variable(0, dtype=tf.int64, trainable=False)  # of this phase; 0: none yet
-        self.sums = tf.Variable(np.zeros(len(Figures._fields)), trainable=False)  # of the epoch under way
+        self.sums = tf.Variable(np.zeros(len(StepStats._fields)), trainable=False)  # of the epoch under way
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)  # spent on it so far
 
-    def note(self, epoch: int, step: int, sums: Figures, seconds: float) -> None:
+    def set_position(self, epoch: int, step: int, sums: StepStats, seconds: float) -> None:
         """So many epochs, and so many steps of the next, are done."""
         self.epoch.assign(epoch)
         self.step.assign(step)
@@ -51,7 +51,7 @@ class State(tf.Module):
 
 
 @dataclass
-class Dev:
+class DevSet:
     """The pictures that each epoch is judged on.
 
     Args:
@@ -64,11 +64,11 @@ class Dev:
     references: Mapping[str, Sequence[str]]
     captioner: Captioner
 
-    def figures(self, steps: Steps) -> Figures:
+    def figures(self, steps: TrainStep) -> StepStats:
         """Teacher-forced, with the present weights."""
-        figures = Figures()
-        for batch in self.batches.epoch(0):
-            figures = figures.plus(steps.dev(batch))
+        figures = StepStats()
+        for batch in self.batches.batches(0):
+            figures = figures + steps.evaluate(batch)
         return figures
 
     def scores(self) -> dict[str, float]:
@@ -81,13 +81,13 @@ class Dev:
         ids = [name for name in self.batches.table.ids if name not in failed]
         if not ids:
             raise DataError("not one picture of the dev split could be read; see above")
-        store = _Encoding(source, self.captioner) if isinstance(source, PictureSource) else source
+        store = _Encoding(source, self.captioner) if isinstance(source, PixelSource) else source
         captions = self.captioner.caption_features(store, ids)
         return score_captions([self.references[i] for i in ids], [caption.text for caption in captions])
 
 
 @dataclass
-class Loop:
+class PhaseTrainer:
     """The epochs of a phase.
 
     Args:
@@ -105,9 +105,9 @@ class Loop:
     run: Run
     name: str
     batches: TrainingBatches
-    dev: Dev
-    steps: Steps
-    latest: Latest
+    dev: DevSet
+    steps: TrainStep
+    latest: CheckpointManager
     state: State
     reward: CaptionReward | None = None
     quiet: bool = False
@@ -119,7 +119,9 @@ class Loop:
             Interrupted: `stop` was requested; everything is saved.
         """
         phase = self.steps.phase
-        console.info(headline(self.name, phase, self.batches.steps, int(self.state.epoch)), quiet=self.quiet)
+        console.info(
+            phase_line(self.name, phase, self.batches.steps, int(self.state.epoch)), quiet=self.quiet
+        )
         while int(self.state.epoch) < phase.epochs and not self.out_of_patience():
             if stop.requested:
                 raise Interrupted(self.run.folder, stop.requested)
@@ -133,59 +135,59 @@ class Loop:
     def run_epoch(self, stop: StopRequest) -> None:
         """Train one epoch (or the rest of one), judge it, keep it."""
         epoch, done = int(self.state.epoch), int(self.state.step)
-        sums, started, saved = Figures(*self.state.sums.numpy()), time.monotonic(), time.monotonic()
+        sums, started, saved = StepStats(*self.state.sums.numpy()), time.monotonic(), time.monotonic()
         before = float(self.state.seconds)
         title = f"{self.name} {epoch + 1}/{self.steps.phase.epochs}"
         with console.progress_bar(self.batches.steps, "steps", title, self.quiet, done=done) as progress:
             for step, figures in self.train_steps(epoch, done):
                 self._check(epoch, step, figures)
-                sums = sums.plus(figures)
+                sums = sums + figures
                 seconds = before + time.monotonic() - started
                 progress.update(1, **_shown(sums, seconds))
                 minutes = (time.monotonic() - saved) / 60
                 if stop.requested or minutes >= self.run.config.train.save_minutes:
-                    self.state.note(epoch, step + 1, sums, seconds)
+                    self.state.set_position(epoch, step + 1, sums, seconds)
                     self.latest.save()
                     saved = time.monotonic()
                 if stop.requested:
                     raise Interrupted(self.run.folder, stop.requested)
         seconds = before + time.monotonic() - started
-        self._judge(epoch, sums, seconds)
-        self.state.note(epoch + 1, 0, Figures(), 0.0)
+        self._evaluate_epoch(epoch, sums, seconds)
+        self.state.set_position(epoch + 1, 0, StepStats(), 0.0)
         self.latest.save()
         from captioner.visualization.plots import plot_history  # here: matplotlib is slow to load
 
         plot_history(self.run.history(), self.run.folder / "loss.png", select=self.run.config.train.select)
 
-    def train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, Figures]]:
+    def train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, StepStats]]:
         """The steps of an epoch from `done` on, each with its figures; trains as it is asked for the next."""
-        plan = self.batches.plan(epoch)
-        for step, batch in enumerate(self.batches.epoch(epoch, skip=done), start=done):
+        plan = self.batches.batch_order(epoch)
+        for step, batch in enumerate(self.batches.batches(epoch, skip=done), start=done):
             number = epoch * self.batches.steps + step
             if self.reward is None:
                 yield step, self.steps.train(batch, number)
             else:
-                yield step, self.steps.reinforce(batch, number, plan[step], self.reward)
+                yield step, self.steps.self_critical_step(batch, number, plan[step], self.reward)
 
-    def _check(self, epoch: int, step: int, figures: Figures) -> None:
-        if not math.isfinite(figures.nats):
+    def _check(self, epoch: int, step: int, figures: StepStats) -> None:
+        if not math.isfinite(figures.cross_entropy_sum):
             raise CaptionerError(
                 f"{self.name} epoch {epoch + 1}, step {step + 1}: the loss is no number any more; go on from "
                 f"the last checkpoint with --resume and a lower phases.{self.name}.learning_rate (or "
                 "encoder_learning_rate, or clip_norm)"
             )
 
-    def _judge(self, epoch: int, sums: Figures, seconds: float) -> None:
+    def _evaluate_epoch(self, epoch: int, sums: StepStats, seconds: float) -> None:
         """Dev loss and dev captions of the (averaged) weights; history; the best is kept."""
         updater = self.steps.updater
         if updater.averages:
-            updater.swap_averages()
+            updater.swap_ema_weights()
         dev = self.dev.figures(self.steps)
         found: dict[str, Any] = {
             "phase": self.name,
             "epoch": epoch + 1,
-            "train_loss": _mean(sums.nats, sums.words),
-            "dev_loss": _mean(dev.nats, dev.words),
+            "train_loss": _mean(sums.cross_entropy_sum, sums.words),
+            "dev_loss": _mean(dev.cross_entropy_sum, dev.words),
             "train_accuracy": _mean(sums.correct, sums.words),
             "dev_accuracy": _mean(dev.correct, dev.words),
             **self.dev.scores(),
@@ -207,8 +209,8 @@ class Loop:
             self.state.best_epoch.assign(epoch + 1)
             self.run.save_best(self.steps.decoder, self.steps.encoder, {**entry, "selected": selected})
         if updater.averages:
-            updater.swap_averages()
-        console.info(verdict(entry, better), quiet=self.quiet)
+            updater.swap_ema_weights()
+        console.info(epoch_line(entry, better), quiet=self.quiet)
 
 
 class _Encoding:
@@ -227,10 +229,10 @@ def unreadable(*sources: Any) -> set[str]:
     return {failure.id if isinstance(failure, Failure) else failure for failure in failures}
 
 
-def headline(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
+def phase_line(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
     """What a phase is about to do.
 
-    >>> headline("decoder", PhaseConfig(epochs=3), 40, 0)
+    >>> phase_line("decoder", PhaseConfig(epochs=3), 40, 0)
     'phase decoder: cross_entropy, trains the decoder, 3 epochs of 40 steps, 16 pictures each'
     """
     parts = " and ".join(phase.trains)
@@ -239,7 +241,7 @@ def headline(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
     return f"phase {name}: {phase.objective}, trains the {parts}, {work}{going_on}"
 
 
-def verdict(entry: Mapping[str, Any], better: bool) -> str:
+def epoch_line(entry: Mapping[str, Any], better: bool) -> str:
     """What an epoch gave, in a line."""
     parts = [f"loss {entry['train_loss']:.3f}"] if "train_loss" in entry else []
     parts += [f"reward {entry['reward']:.1f}"] if "reward" in entry else []
@@ -263,10 +265,13 @@ def _summarise(entry: Mapping[str, Any], folder: str) -> None:
     writer.close()
 
 
-def _shown(sums: Figures, seconds: float) -> dict[str, float]:
+def _shown(sums: StepStats, seconds: float) -> dict[str, float]:
     shown: dict[str, float] = {}
     if sums.words:
-        shown = {"loss": sums.nats / sums.words, "words_per_second": round(sums.words / max(seconds, 1e-9))}
+        shown = {
+            "loss": sums.cross_entropy_sum / sums.words,
+            "words_per_second": round(sums.words / max(seconds, 1e-9)),
+        }
     if sums.samples:
         shown["reward"] = sums.reward / sums.samples
     return shown

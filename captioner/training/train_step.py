@@ -23,28 +23,30 @@ from captioner.models.layers import depthwise_conv as depthwise
 from captioner.models.layers.attention_gru import Tensor
 from captioner.system.hardware import cores
 from captioner.training.losses import caption_loss, reward_loss
-from captioner.training.optimizers import Updater
+from captioner.training.optimizers import TrainOptimizer
 from captioner.training.rewards import CaptionReward
 
-AT_ONCE = 4  # pictures that go through a frozen CNN together in a part: more are slower, and take more memory
+# Pictures that go through a frozen CNN together in a micro-batch: more are slower, and take more memory.
+FROZEN_ENCODER_BATCH = 4
 
 
-class Figures(NamedTuple):
+class StepStats(NamedTuple):
     """Sums over the real words of one or more batches; `reward` is the sum of rewards over `samples`."""
 
-    nats: float = 0.0
+    cross_entropy_sum: float = 0.0
     correct: float = 0.0
     words: float = 0.0
     captions: float = 0.0
     reward: float = 0.0
     samples: float = 0.0
 
-    def plus(self, other: Figures) -> Figures:
-        """The two added up."""
-        return Figures(*(a + b for a, b in zip(self, other, strict=True)))
+    def __add__(self, other: object) -> StepStats:
+        """The sums over the batches of both."""
+        assert isinstance(other, StepStats)
+        return StepStats(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-class Steps:
+class TrainStep:
     """The compiled steps of a phase.
 
     Args:
@@ -56,23 +58,30 @@ class Steps:
     """
 
     def __init__(
-        self, config: Config, phase: PhaseConfig, decoder: CaptionDecoder, encoder: Encoder, updater: Updater
+        self,
+        config: Config,
+        phase: PhaseConfig,
+        decoder: CaptionDecoder,
+        encoder: Encoder,
+        updater: TrainOptimizer,
     ) -> None:
         self.config, self.phase = config, phase
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
-        self._towers = self._all_towers = config.train.micro_batches or cores()
+        self._micro_batches = self._all_micro_batches = config.train.micro_batches or cores()
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
         # any network.
         self._cnn_training = "encoder" in phase.trains and config.encoder.weights == "none"
         self._graphs: dict[Any, Any] = {}
 
-    def train(self, batch: Any, step: int) -> Figures:
+    def train(self, batch: Any, step: int) -> StepStats:
         """One step of cross entropy (or a loss of one's own)."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
         return _figures(self._run(self._train_graph, (inputs, words_in, words_out, weights), seed), weights)
 
-    def reinforce(self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward) -> Figures:
+    def self_critical_step(
+        self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward
+    ) -> StepStats:
         """One step of self-critical training: sample, score, follow the advantages."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
@@ -82,15 +91,15 @@ class Steps:
         looked_at = inputs if "encoder" in self.phase.trains else cells  # a frozen encoder looks once
         sampled = _as_batch(words, lengths, advantages / 100)
         references = (words_in, words_out, weights)
-        figures = self._run(self._reinforce_graph, (looked_at, *sampled), references, seed)
+        figures = self._run(self._self_critical_graph, (looked_at, *sampled), references, seed)
         count = float(lengths.shape[0] * lengths.shape[1])
         nats, correct, real = map(float, figures)
-        return Figures(nats, correct, real, captions=count, reward=mean * count, samples=count)
+        return StepStats(nats, correct, real, captions=count, reward=mean * count, samples=count)
 
-    def dev(self, batch: Any) -> Figures:
+    def evaluate(self, batch: Any) -> StepStats:
         """Teacher-forced figures without any change."""
         (inputs, words_in), words_out, weights = batch
-        return _figures(self._run(self._dev_graph, (inputs, words_in, words_out, weights)), weights)
+        return _figures(self._run(self._evaluate_graph, (inputs, words_in, words_out, weights)), weights)
 
     # Graphs.
 
@@ -100,23 +109,25 @@ class Steps:
         It is traced for batches of every size at once: a graph of the first batch's own sizes could round
         otherwise, and a resumed training begins with another batch.
         """
-        towers = min(self._towers, batch[0].shape[0])
-        if (graph, towers) not in self._graphs:
+        micro_batches = min(self._micro_batches, batch[0].shape[0])
+        if (graph, micro_batches) not in self._graphs:
             inputs, *captions = tf.nest.map_structure(_any_size, (*batch, *rest))
             inputs = tf.TensorSpec([None, *batch[0].shape[1:]], batch[0].dtype)
             signature = [(inputs, *captions[: len(batch) - 1]), *captions[len(batch) - 1 :]]
-            compiled = tf.function(self._bound(graph, towers), input_signature=signature, autograph=False)
-            self._graphs[graph, towers] = compiled
-        return self._graphs[graph, towers](batch, *rest)
+            compiled = tf.function(
+                self._bound(graph, micro_batches), input_signature=signature, autograph=False
+            )
+            self._graphs[graph, micro_batches] = compiled
+        return self._graphs[graph, micro_batches](batch, *rest)
 
     # What is different where several workers train together, see `replicas`.
 
-    def _bound(self, graph: Any, towers: int) -> Any:
-        return partial(graph, towers)
+    def _bound(self, graph: Any, micro_batches: int) -> Any:
+        return partial(graph, micro_batches)
 
-    def _place(self, tower: int) -> int:
-        """The number of a tower among those of all workers."""
-        return tower
+    def _place(self, micro_batch: int) -> int:
+        """The number of a micro-batch among those of all workers."""
+        return micro_batch
 
     def _everywhere(self, total: Tensor) -> Tensor:
         """The sum over all workers."""
@@ -126,66 +137,68 @@ class Steps:
         self.updater.apply(gradients)
         return sums
 
-    def _train_graph(self, towers: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
+    def _train_graph(self, micro_batches: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
         variables = [v.value for v in self.updater.variables_trained]
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(variables)
-            with self.decoder.kernels.shared():
+            with self.decoder.casted_weights.shared():
                 losses = [
-                    self._tower_loss(part, seed + [0, self._place(number) * 104_729])
-                    for number, part in enumerate(_parts(towers, batch))
+                    self._micro_batch_loss(part, seed + [0, self._place(number) * 104_729])
+                    for number, part in enumerate(split_micro_batches(micro_batches, batch))
                 ]
             words = self._everywhere(tf.add_n([loss.words for loss in losses]))
             total = tf.add_n([loss.objective * loss.words for loss in losses])
             objective = tf.math.divide_no_nan(total, words) + self._penalty()
         return self._follow(tape.gradient(objective, variables), _sums(losses))
 
-    def _tower_loss(self, part: Any, seed: Tensor) -> Any:
+    def _micro_batch_loss(self, part: Any, seed: Tensor) -> Any:
         """The loss of a part of the batch."""
         inputs, words_in, words_out, weights = part
         cells = self._cells(inputs, seed)
-        packed = self.decoder.packed_logits((cells, words_in), words_out, weights, self._dropout_seed(seed))
+        packed = self.decoder.packed_forward((cells, words_in), words_out, weights, self._dropout_seed(seed))
         return caption_loss(packed, self.phase)
 
-    def _sample_graph(self, towers: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
+    def _sample_graph(self, micro_batches: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
         parts = []
-        for number, (part,) in enumerate(_parts(towers, batch)):
+        for number, (part,) in enumerate(split_micro_batches(micro_batches, batch)):
             cells = self._cells(part, seed)
-            memory = self.decoder.prepare(cells)
+            memory = self.decoder.project_memory(cells)
             options = SearchOptions(
                 beam=1, max_words=self.config.decode.max_words, temperature=self.phase.temperature
             )
             found = sample(
-                self.decoder.stepper(memory),
+                self.decoder.make_step_fn(memory),
                 self.decoder.initial_state(memory),
                 pictures=tf.shape(cells)[0],
                 samples=self.phase.samples,
                 options=options,
-                seed=(seed[0] * 1_000_003 + seed[1]) * self._all_towers + self._place(number),
+                seed=(seed[0] * 1_000_003 + seed[1]) * self._all_micro_batches + self._place(number),
             )
             parts.append((cells, found.words, found.lengths))
         B = tf.shape(batch[0])[0]
-        place = tf.argsort(tf.concat([tf.range(number, B, towers) for number in range(towers)], 0))
+        place = tf.argsort(
+            tf.concat([tf.range(number, B, micro_batches) for number in range(micro_batches)], 0)
+        )
         return tuple(tf.gather(tf.concat(part, 0), place) for part in zip(*parts, strict=True))
 
-    def _reinforce_graph(
-        self, towers: int, batch: tuple[Tensor, ...], references: tuple[Tensor, ...], seed: Tensor
+    def _self_critical_graph(
+        self, micro_batches: int, batch: tuple[Tensor, ...], references: tuple[Tensor, ...], seed: Tensor
     ) -> Any:
         variables = [v.value for v in self.updater.variables_trained]
         mixed = self.phase.cross_entropy
         losses, total = [], self._everywhere(tf.reduce_sum(tf.cast(batch[2] > 0, tf.float32)))
-        with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.kernels.shared():
+        with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.casted_weights.shared():
             tape.watch(variables)
             objective = self._penalty()
-            for number, part in enumerate(_parts(towers, (*batch, *references))):
+            for number, part in enumerate(split_micro_batches(micro_batches, (*batch, *references))):
                 own = seed + [0, self._place(number) * 104_729]
                 cells = self._cells(part[0], own)
-                packed = self.decoder.packed_logits(
+                packed = self.decoder.packed_forward(
                     (cells, part[1]), part[2], part[3], self._dropout_seed(own)
                 )
                 objective += reward_loss(packed, total)
                 if mixed:
-                    packed = self.decoder.packed_logits(
+                    packed = self.decoder.packed_forward(
                         (cells, part[4]), part[5], part[6], self._dropout_seed(own)
                     )
                     losses.append(caption_loss(packed, self.phase))
@@ -196,10 +209,10 @@ class Steps:
         sums = _sums(losses) if mixed else (tf.constant(0.0),) * 3
         return self._follow(tape.gradient(objective, variables), sums)
 
-    def _dev_graph(self, towers: int, batch: tuple[Tensor, ...]) -> Any:
+    def _evaluate_graph(self, micro_batches: int, batch: tuple[Tensor, ...]) -> Any:
         losses = []
-        for inputs, words_in, words_out, weights in _parts(towers, batch):
-            packed = self.decoder.packed_logits((self._cells(inputs, None), words_in), words_out, weights)
+        for inputs, words_in, words_out, weights in split_micro_batches(micro_batches, batch):
+            packed = self.decoder.packed_forward((self._cells(inputs, None), words_in), words_out, weights)
             losses.append(caption_loss(packed, _plain(self.phase)))
         return _sums(losses)
 
@@ -219,15 +232,18 @@ class Steps:
         return tf.reshape(tf.cast(grid, tf.float32), [-1, rows * columns, self.encoder.channels])
 
     def _look(self, pixels: Tensor) -> Tensor:
-        """`Encoder.look`, `AT_ONCE` pictures after the others."""
-        chunks = -(-tf.shape(pixels)[0] // AT_ONCE)
+        """`Encoder.encode_graph`, `FROZEN_ENCODER_BATCH` pictures after the others."""
+        chunks = -(-tf.shape(pixels)[0] // FROZEN_ENCODER_BATCH)
         cells = tf.TensorArray(tf.float32, chunks, infer_shape=False)
 
         def step(i: Tensor, cells: Any) -> Any:
-            return i + 1, cells.write(i, self.encoder.look(pixels[i * AT_ONCE : (i + 1) * AT_ONCE]))
+            return i + 1, cells.write(
+                i,
+                self.encoder.encode_graph(pixels[i * FROZEN_ENCODER_BATCH : (i + 1) * FROZEN_ENCODER_BATCH]),
+            )
 
         _, cells = tf.while_loop(lambda i, _: i < chunks, step, (0, cells), parallel_iterations=1)
-        return tf.ensure_shape(cells.concat(), [None, self.encoder.cells, self.encoder.channels])
+        return tf.ensure_shape(cells.concat(), [None, self.encoder.num_cells, self.encoder.channels])
 
     def _dropout_seed(self, seed: Tensor) -> Tensor | None:
         return seed if self.phase.use_dropout else None
@@ -242,7 +258,7 @@ class Steps:
 
 
 def use_cores_side_by_side() -> None:
-    """One thread an operation and several operations at once: a step is many small ones, in `towers`.
+    """One thread an operation and several operations at once: a step is many small ones, in `micro_batches`.
 
     Where TensorFlow is in use already (a notebook), its threads stay as they are; steps are only slower.
     """
@@ -282,23 +298,26 @@ def encoder_variables(phase: PhaseConfig, encoder: Encoder) -> list[Any]:
 
 
 def _sums(losses: list[Any]) -> tuple[Tensor, ...]:
-    return tuple(tf.add_n([getattr(loss, name) for loss in losses]) for name in ("nats", "correct", "words"))
+    return tuple(
+        tf.add_n([getattr(loss, name) for loss in losses])
+        for name in ("cross_entropy_sum", "correct", "words")
+    )
 
 
-def _figures(sums: Any, weights: Any) -> Figures:
+def _figures(sums: Any, weights: Any) -> StepStats:
     nats, correct, words = map(float, sums)
-    return Figures(nats, correct, words, captions=float(np.count_nonzero(np.asarray(weights)[:, :, 0])))
+    return StepStats(nats, correct, words, captions=float(np.count_nonzero(np.asarray(weights)[:, :, 0])))
 
 
 def _any_size(x: Any) -> tf.TensorSpec:
     return tf.TensorSpec([None] * len(x.shape), x.dtype)
 
 
-def _parts(towers: int, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:
+def split_micro_batches(micro_batches: int, batch: tuple[Tensor, ...]) -> list[list[Tensor]]:
     """The batch dealt out, so that each part has long and short captions."""
     rows = tf.range(tf.shape(batch[0])[0])
-    # Not x[number::towers], which goes number by number; this copies whole rows.
-    return [[tf.gather(x, rows[number::towers]) for x in batch] for number in range(towers)]
+    # Not x[number::micro_batches], which goes number by number; this copies whole rows.
+    return [[tf.gather(x, rows[number::micro_batches]) for x in batch] for number in range(micro_batches)]
 
 
 def _as_batch(words: Tensor, lengths: Tensor, advantages: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -135,7 +135,7 @@ def test_pictures_are_taken_one_batch_at_a_time(captioner: Captioner, pictures: 
 def test_known_features_give_the_same_captions(captioner: Captioner, pictures: np.ndarray) -> None:
     pixels = np.stack([np.asarray(Image.fromarray(picture).resize((48, 48))) for picture in pictures])
     features = captioner.encode(pixels)
-    assert features.shape == (20, captioner.encoder.cells, captioner.encoder.channels)
+    assert features.shape == (20, captioner.encoder.num_cells, captioner.encoder.channels)
     assert features.dtype == np.float16
     wanted = captioner.caption(pixels, attention=True)
     assert all(map(same, captioner.caption_features(features, attention=True), wanted))

@@ -45,7 +45,7 @@ CONFIG = Config(
 def make_run(folder: Path, *, seed: int = 2) -> Run:
     """A finished run, untrained, but with strong opinions: what it says depends on the picture."""
     vocabulary = Vocabulary.build([WORDS])
-    encoder = load_encoder("small_cnn", weights="none", size=32, mirrored=True)
+    encoder = load_encoder("small_cnn", weights="none", size=32, flip_augmented=True)
     decoder = CaptionDecoder(CONFIG.decoder, vocabulary_size=len(vocabulary), channels=encoder.channels)
     draw = np.random.default_rng(seed)
     for variable in decoder.variables:
@@ -179,7 +179,7 @@ def test_the_decoder_is_that_of_tensorflow(kind: dict[str, Any]) -> None:
     arrays = {name: draw.normal(0, 0.3, a.shape).astype("f4") for name, a in decoder.weights_dict().items()}
     decoder.load_weights_dict(arrays)
     features, words = draw.normal(size=(5, 9, 24)).astype(np.float16), draw.integers(0, 50, 15, np.int32)
-    memory = decoder.prepare(features)
+    memory = decoder.project_memory(features)
     state = np.repeat(decoder.initial_state(memory), 3, axis=0)
     light = NumPyDecoder(config, arrays)
     prepared = light.project_memory(features)

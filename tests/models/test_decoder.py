@@ -44,7 +44,7 @@ def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 
 def loop_over_step(decoder: CaptionDecoder, grids: tf.Tensor, words_in: np.ndarray) -> tf.Tensor:
     """Teacher forcing as search would do it: (B, R, T, V)."""
-    memory = decoder.prepare(grids)
+    memory = decoder.project_memory(grids)
     state = tf.repeat(decoder.initial_state(memory), R, axis=0)
     logits = []
     for t in range(T):
@@ -90,7 +90,7 @@ def test_attention_gets_its_gradient_too(decoder, batch):
     variables = [v.value for v in decoder.trainable_variables]
 
     def looks(words_in):
-        return decoder.packed_logits((grids, words_in), words_out, weights).attention
+        return decoder.packed_forward((grids, words_in), words_out, weights).attention
 
     with tf.GradientTape() as tape:
         objective = tf.reduce_sum(looks(words_in)[..., 0] ** 2)
@@ -123,7 +123,7 @@ def test_the_state_is_carried_from_word_to_word(decoder, batch):
 
 
 def test_attention_over_the_cells_sums_to_one(decoder, batch):
-    memory = decoder.prepare(batch[0])
+    memory = decoder.project_memory(batch[0])
     _, _, attention = decoder.step(
         np.full(B * R, 2), tf.repeat(decoder.initial_state(memory), R, axis=0), memory
     )
@@ -138,7 +138,7 @@ def test_dropout_depends_on_its_seed_alone(batch):
 
     def run(seed):
         return np.asarray(
-            decoder.packed_logits((grids, words_in), words_out, weights, tf.constant(seed)).logits
+            decoder.packed_forward((grids, words_in), words_out, weights, tf.constant(seed)).logits
         )
 
     np.testing.assert_array_equal(run([0, 1]), run([0, 1]))

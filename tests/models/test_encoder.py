@@ -15,7 +15,7 @@ import tensorflow as tf
 from safetensors.numpy import save_file
 
 from captioner.errors import ConfigError, EncoderError
-from captioner.models.backbones import PREPROCESSING, Preprocess, initialise
+from captioner.models.backbones import PREPROCESSING, Preprocess, initialize
 from captioner.models.encoder import ENCODERS, EncoderSpec, fold_batch_norm, load_encoder
 
 layers = keras.layers
@@ -52,7 +52,7 @@ def pictures(count: int, size: int) -> np.ndarray:
 
 def stir(model: Any) -> None:
     """Weights from a seed, with statistics and factors of batch normalisations such as training leaves."""
-    initialise(model, 0)
+    initialize(model, 0)
     random = np.random.default_rng(1)
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):
@@ -77,12 +77,12 @@ def test_a_row_is_what_it_says(name: str) -> None:
     encoder = load_encoder(name, weights="none")
     assert (encoder.name, encoder.size) == (name, (spec.size, spec.size))
     assert (encoder.grid, encoder.channels) == (spec.grid, spec.channels)
-    assert encoder.cells == spec.grid[0] * spec.grid[1]
+    assert encoder.num_cells == spec.grid[0] * spec.grid[1]
     assert encoder.preprocessing == spec.preprocessing in PREPROCESSING
     assert sum(v.numpy().nbytes for v in encoder.variables) / 1e6 == pytest.approx(spec.megabytes, abs=1)
     pixels = pictures(2, spec.size)
     cells = encoder.encode(pixels).numpy()
-    assert cells.shape == (2, encoder.cells, encoder.channels) and cells.dtype == np.float32
+    assert cells.shape == (2, encoder.num_cells, encoder.channels) and cells.dtype == np.float32
     assert np.isfinite(cells).all()
     scale = np.abs(cells).max()
     assert scale > 0
@@ -378,8 +378,8 @@ def test_the_real_weights(mobilenet_weights: Path) -> None:
 
 def test_a_mirrored_encoder_sees_each_place_of_the_picture_twice() -> None:
     plain = load_encoder("small_cnn", weights="none", size=64)
-    both = load_encoder("small_cnn", weights=plain.weights_dict(), size=64, mirrored=True)
-    assert (both.grid, both.cells, both.digest) == (plain.grid, 2 * plain.cells, plain.digest)
+    both = load_encoder("small_cnn", weights=plain.weights_dict(), size=64, flip_augmented=True)
+    assert (both.grid, both.num_cells, both.digest) == (plain.grid, 2 * plain.num_cells, plain.digest)
     pixels = pictures(3, 64)
     own, turned = np.split(both.encode(pixels).numpy(), 2, axis=1)
     np.testing.assert_allclose(own, plain.encode(pixels), atol=1e-6)

@@ -87,7 +87,7 @@ def test_a_run_is_found_again_wherever_it_is_moved(run: Run, tmp_path: Path) -> 
     again = Run.open(tmp_path / "elsewhere")
     assert again.config == CONFIG
     assert again.vocabulary.words == VOCABULARY.words
-    assert again.made_splits == {"train": ["a", "b"], "dev": ["c"]}
+    assert again.seeded_splits == {"train": ["a", "b"], "dev": ["c"]}
     assert again.encoder_info == ENCODER_INFO
     assert again.best is not None and again.best["epoch"] == 1
     assert set(arrays_of(again)) == {"decoder/kernel", "encoder/bias"}
@@ -98,7 +98,7 @@ def test_a_run_is_found_again_wherever_it_is_moved(run: Run, tmp_path: Path) -> 
 
 def test_a_run_without_made_splits(tmp_path: Path) -> None:
     run = Run.create(tmp_path, CONFIG, VOCABULARY, ENCODER_INFO)
-    assert run.made_splits is None and not (tmp_path / "splits.json").exists()
+    assert run.seeded_splits is None and not (tmp_path / "splits.json").exists()
     assert run.best is None
     with pytest.raises(RunError, match="no finished epoch yet"):
         run.load_best()

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from captioner.errors import CaptionerError, RunError
 from captioner.training import checkpoints as latest_room
-from captioner.training.checkpoints import Latest
+from captioner.training.checkpoints import CheckpointManager
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,7 +30,7 @@ def numbers(folder: Path) -> list[int]:
 
 def filled(folder: Path, saves: int, keep: int = 3) -> None:
     state = state_of(0)
-    latest = Latest(folder, state, keep)
+    latest = CheckpointManager(folder, state, keep)
     for value in range(1, saves + 1):
         state["weights"].assign(tf.fill([1000], float(value)))
         state["step"].assign(value)
@@ -40,7 +40,7 @@ def filled(folder: Path, saves: int, keep: int = 3) -> None:
 def restored(folder: Path) -> int:
     """The step that a fresh start restores; its weights must be of the same step."""
     state = state_of(-1)
-    Latest(folder, state).restore()
+    CheckpointManager(folder, state).restore()
     assert set(state["weights"].numpy()) == {float(state["step"].numpy())}
     return int(state["step"])
 
@@ -54,7 +54,7 @@ def test_the_newest_are_kept_and_the_newest_is_restored(tmp_path: Path) -> None:
 
 
 def test_nothing_to_restore(tmp_path: Path) -> None:
-    assert Latest(tmp_path / "latest", state_of(1)).restore() is None
+    assert CheckpointManager(tmp_path / "latest", state_of(1)).restore() is None
 
 
 def damage_data(folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_all_damaged_is_an_error_and_changes_nothing(tmp_path: Path) -> None:
         path.write_bytes(b"")
     state = state_of(9)
     with pytest.raises(RunError, match="no checkpoint is whole"):
-        Latest(tmp_path, state).restore()
+        CheckpointManager(tmp_path, state).restore()
     assert int(state["step"]) == 9
 
 
@@ -122,7 +122,7 @@ def test_damaged_ones_go_at_the_next_save_and_are_never_overwritten(tmp_path: Pa
     filled(tmp_path, saves=3)
     damage_data(tmp_path)
     state = state_of(0)
-    latest = Latest(tmp_path, state, max_to_keep=2)
+    latest = CheckpointManager(tmp_path, state, max_to_keep=2)
     restored_from = latest.restore()
     assert restored_from is not None and restored_from.name == "ckpt-2"
     assert numbers(tmp_path) == [1, 2, 3]
@@ -136,17 +136,17 @@ def test_a_damaged_state_file_does_not_matter(tmp_path: Path) -> None:
     for rubbish in (b"", b"\xff\xfe\x00", b"model_checkpoint_path: {"):
         (tmp_path / "checkpoint").write_bytes(rubbish)
         assert restored(tmp_path) == 2
-        Latest(tmp_path, state_of(2)).save()
+        CheckpointManager(tmp_path, state_of(2)).save()
 
 
 def test_another_shape_or_another_set_of_objects(tmp_path: Path) -> None:
     filled(tmp_path, saves=1)
     with pytest.raises(RunError, match=r"ckpt-1: was saved by a training of another shape"):
-        Latest(tmp_path, state_of(1, size=7)).restore()
+        CheckpointManager(tmp_path, state_of(1, size=7)).restore()
     with pytest.raises(RunError, match="another shape"):
-        Latest(tmp_path, {"step": tf.Variable(1)}).restore()
+        CheckpointManager(tmp_path, {"step": tf.Variable(1)}).restore()
     with pytest.raises(RunError, match="another shape"):
-        Latest(tmp_path, {**state_of(1), "encoder": tf.Variable(1.0)}).restore()
+        CheckpointManager(tmp_path, {**state_of(1), "encoder": tf.Variable(1.0)}).restore()
 
 
 def test_models_and_optimisers_come_back(tmp_path: Path) -> None:
@@ -161,8 +161,8 @@ def test_models_and_optimisers_come_back(tmp_path: Path) -> None:
     first, second = objects(), objects()
     gradients = [tf.ones_like(value) for value in first["decoder"].trainable_variables]  # type: ignore[attr-defined]
     first["optimizer"].apply(gradients)  # type: ignore[attr-defined]
-    Latest(tmp_path, first).save()
-    Latest(tmp_path, second).restore()
+    CheckpointManager(tmp_path, first).save()
+    CheckpointManager(tmp_path, second).restore()
     for name in ("decoder", "optimizer"):
         for a, b in zip(first[name].variables, second[name].variables, strict=True):  # type: ignore[attr-defined]
             assert (a.numpy() == b.numpy()).all()
@@ -177,7 +177,7 @@ def test_a_full_disk_leaves_the_checkpoints_as_they_were(tmp_path: Path) -> None
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
     try:
         with pytest.raises(CaptionerError, match=r"ckpt-3: cannot be written .*make room.*--resume"):
-            Latest(tmp_path, big, max_to_keep=2).save()
+            CheckpointManager(tmp_path, big, max_to_keep=2).save()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
         signal.signal(signal.SIGXFSZ, handler)
@@ -194,7 +194,7 @@ def test_a_manifest_that_cannot_be_written_undoes_the_save(
     filled(tmp_path, saves=2, keep=1)
     with monkeypatch.context() as patch, pytest.raises(CaptionerError, match="disk is full"):
         patch.setattr(latest_room, "write_manifest", full)
-        Latest(tmp_path, state_of(3), max_to_keep=1).save()
+        CheckpointManager(tmp_path, state_of(3), max_to_keep=1).save()
     assert numbers(tmp_path) == [2] and restored(tmp_path) == 2
 
 
@@ -203,9 +203,9 @@ import os, sys
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 from pathlib import Path
 import tensorflow as tf
-from captioner.training.checkpoints import Latest
+from captioner.training.checkpoints import CheckpointManager
 state = {"weights": tf.Variable(tf.fill([300_000], -1.0)), "step": tf.Variable(0)}
-latest = Latest(Path(sys.argv[1]), state, max_to_keep=1)
+latest = CheckpointManager(Path(sys.argv[1]), state, max_to_keep=1)
 latest.restore()
 while True:
     state["step"].assign_add(1)
@@ -229,11 +229,11 @@ def test_killed_ten_times_while_saving(tmp_path: Path) -> None:
         printed = writer.stdout.read().split()
         writer.communicate()
         state = {"weights": tf.Variable(tf.fill([300_000], -1.0)), "step": tf.Variable(0)}
-        assert Latest(tmp_path, state).restore() is not None
+        assert CheckpointManager(tmp_path, state).restore() is not None
         step = int(state["step"])
         assert step >= max([saved, *map(int, printed)])
         assert set(state["weights"].numpy()) == {float(step)}
         saved = step
     assert saved >= 10
-    Latest(tmp_path, state, max_to_keep=1).save()
+    CheckpointManager(tmp_path, state, max_to_keep=1).save()
     assert len(numbers(tmp_path)) == 1 and not list(tmp_path.glob("*_temp*"))

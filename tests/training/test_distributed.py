@@ -20,8 +20,8 @@ from captioner.data.datasets import load_split
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.runs.run_folder import Run
-from captioner.training.input_pipeline import CaptionTable, PictureSource, TrainingBatches
-from captioner.training.teams import worker_of_all
+from captioner.training.input_pipeline import PixelSource, TokenizedCaptions, TrainingBatches
+from captioner.training.teams import this_worker
 from tests.conftest import TINY_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,16 +76,16 @@ def test_the_environment_tells_who_this_is(
     cluster: Any, task: Any, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": cluster, "task": task}))
-    assert worker_of_all() == expected
+    assert this_worker() == expected
     monkeypatch.delenv("TF_CONFIG")
-    assert worker_of_all() == (0, 1)
+    assert this_worker() == (0, 1)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"cluster": {"worker": ["a:1"]}, "task": {"index": 0}}'])
 def test_an_environment_that_cannot_be(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", text)
     with pytest.raises(ConfigError, match=r"TF_CONFIG .*: expected, on the first of two machines"):
-        worker_of_all()
+        this_worker()
 
 
 # The same batches.
@@ -96,11 +96,11 @@ def test_the_shares_of_all_are_the_batch_of_one(scenes_folder: Path, workers: in
     records = list(load_split(scenes_folder, "train").records)
     words = Vocabulary.build([caption for record in records for caption in record.captions])
     phase = PhaseConfig(pictures_per_batch=7, captions_per_picture=2, augment=True)
-    table, source = CaptionTable(records, words, max_words=30), PictureSource(records, (32, 32))
+    table, source = TokenizedCaptions(records, words, max_words=30), PixelSource(records, (32, 32))
 
     def batches(shard: tuple[int, int]) -> list[Any]:
-        made = TrainingBatches(table, source, phase=phase, seed=5, shard=shard)
-        return [[np.asarray(x) for x in (*batch[0], *batch[1:])] for batch in made.epoch(1)]
+        made = TrainingBatches(table, source, phase=phase, seed=5, worker_shard=shard)
+        return [[np.asarray(x) for x in (*batch[0], *batch[1:])] for batch in made.batches(1)]
 
     whole = batches((0, 1))
     shares = [batches((part, workers)) for part in range(workers)]
@@ -159,7 +159,7 @@ def outcome(run: Path, pictures: Path) -> tuple[list[dict[str, Any]], list[str]]
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("team") / "team.toml"
+    path = tmp_path_factory.mktemp("group") / "group.toml"
     path.write_text(RECIPE, encoding="utf-8")
     return path
 

@@ -17,8 +17,8 @@ from captioner.errors import CacheError, DataError
 from captioner.training.augmentation import augment, can_be_mirrored
 from captioner.training.input_pipeline import (
     WINDOW,
-    CaptionTable,
-    PictureSource,
+    PixelSource,
+    TokenizedCaptions,
     TrainingBatches,
     evaluation_batches,
 )
@@ -40,21 +40,27 @@ def records(captions: dict[str, tuple[str, ...]], folder: Path = Path("nowhere")
     return [CaptionedImage(name, folder / name, texts) for name, texts in captions.items()]
 
 
-def table_of(captions: dict[str, tuple[str, ...]], max_words: int = 30) -> CaptionTable:
+def table_of(captions: dict[str, tuple[str, ...]], max_words: int = 30) -> TokenizedCaptions:
     vocabulary = Vocabulary.build([text for texts in captions.values() for text in texts])
-    return CaptionTable(records(captions), vocabulary, max_words=max_words)
+    return TokenizedCaptions(records(captions), vocabulary, max_words=max_words)
 
 
-def many(pictures: int = 150, captions: int = 1) -> CaptionTable:
+def many(pictures: int = 150, captions: int = 1) -> TokenizedCaptions:
     """Pictures whose captions have 1 to 40 words."""
     draw = np.random.default_rng(5)
     lengths = draw.integers(1, 41, (pictures, captions))
     return table_of({f"{i}": tuple(" ".join("w" * n) for n in row) for i, row in enumerate(lengths)}, 40)
 
 
-def batches_of(table: CaptionTable, *, shard: tuple[int, int] = (0, 1), seed: int = 0, **phase: int):
+def batches_of(
+    table: TokenizedCaptions, *, worker_shard: tuple[int, int] = (0, 1), seed: int = 0, **phase: int
+):
     return TrainingBatches(
-        table, Numbers(table.ids), phase=PhaseConfig(pictures_per_batch=8, **phase), seed=seed, shard=shard
+        table,
+        Numbers(table.ids),
+        phase=PhaseConfig(pictures_per_batch=8, **phase),
+        seed=seed,
+        worker_shard=worker_shard,
     )
 
 
@@ -69,7 +75,7 @@ def same(one, other) -> bool:
 
 def test_four_toy_captions_word_by_word():
     table = table_of(TOY)  # a 4, dog 5, cat 6, man 7, runs 8, sleeps 9
-    words_in, words_out, weights = table.arrays([0, 1, 2], [[0, 1], [0], [0]])
+    words_in, words_out, weights = table.pad_batch([0, 1, 2], [[0, 1], [0], [0]])
     assert words_in.tolist() == [
         [[2, 4, 5, 8], [2, 4, 5, 0]],  # <start> a dog runs; <start> a dog
         [[2, 4, 6, 9], [0, 0, 0, 0]],  # <start> a cat sleeps; this picture has no second caption
@@ -90,23 +96,23 @@ def test_four_toy_captions_word_by_word():
 
 def test_a_batch_is_what_the_table_says_beside_the_pictures_features():
     table = table_of(TOY)
-    ((features, words_in), words_out, weights) = next(iter(batches_of(table).epoch(0)))
+    ((features, words_in), words_out, weights) = next(iter(batches_of(table).batches(0)))
     pictures = features.numpy()[:, 0, 0].astype(int).tolist()
     assert sorted(pictures) == [0, 1, 2] and pictures[-1] == 2, "longest caption first"
     chosen = [range(len(table.captions[p])) for p in pictures]
-    assert same((words_in, words_out, weights), table.arrays(pictures, chosen))
+    assert same((words_in, words_out, weights), table.pad_batch(pictures, chosen))
 
 
 def test_long_captions_are_cut_and_unknown_words_are_unk():
     vocabulary = Vocabulary.build(["a dog"])
-    table = CaptionTable(records({"a.png": ("a dog chases a ball",)}), vocabulary, max_words=3)
-    words_in, words_out, _ = table.arrays([0], [[0]])
+    table = TokenizedCaptions(records({"a.png": ("a dog chases a ball",)}), vocabulary, max_words=3)
+    words_in, words_out, _ = table.pad_batch([0], [[0]])
     assert words_in.tolist() == [[[2, 4, 5, 1]]] and words_out.tolist() == [[[4, 5, 1, 3]]]
 
 
 def test_nothing_to_train_on_is_said():
     with pytest.raises(DataError, match="no captioned picture"):
-        CaptionTable([], Vocabulary.build([]), max_words=9)
+        TokenizedCaptions([], Vocabulary.build([]), max_words=9)
 
 
 # Order.
@@ -115,20 +121,20 @@ def test_nothing_to_train_on_is_said():
 def test_the_order_is_a_matter_of_seed_and_epoch_alone():
     table = many()
     one, other = batches_of(table), batches_of(table)
-    for _ in one.epoch(0):
+    for _ in one.batches(0):
         pass  # having been used changes nothing
     for epoch in (0, 3):
-        assert all(map(np.array_equal, one.plan(epoch), other.plan(epoch)))
-    for different in (one.plan(1), batches_of(table, seed=1).plan(0)):
-        assert not all(map(np.array_equal, one.plan(0), different))
+        assert all(map(np.array_equal, one.batch_order(epoch), other.batch_order(epoch)))
+    for different in (one.batch_order(1), batches_of(table, seed=1).batch_order(0)):
+        assert not all(map(np.array_equal, one.batch_order(0), different))
     for epoch in range(3):
-        assert sorted(np.concatenate(one.plan(epoch))) == list(range(150)), "each picture once"
-        assert len(one.plan(epoch)) == one.steps == 19
+        assert sorted(np.concatenate(one.batch_order(epoch))) == list(range(150)), "each picture once"
+        assert len(one.batch_order(epoch)) == one.steps == 19
 
 
 def test_pictures_of_like_length_share_a_batch_longest_first():
     table = many(8 * WINDOW)
-    plan = batches_of(table).plan(0)
+    plan = batches_of(table).batch_order(0)
     lengths = [table.longest[batch] for batch in plan]
     assert all((np.diff(row) <= 0).all() for row in lengths)
     in_order = sorted(lengths, key=lambda row: -row[0])
@@ -140,17 +146,17 @@ def test_pictures_of_like_length_share_a_batch_longest_first():
 @pytest.mark.parametrize("phase", [{}, {"captions_per_picture": 2}], ids=str)
 def test_an_epoch_left_in_the_middle_goes_on_with_the_same_batches(phase):
     batches = batches_of(many(40, captions=5), **phase)
-    whole = list(batches.epoch(2))
+    whole = list(batches.batches(2))
     assert len(whole) == 5
     for skip in (1, 4, 5):
-        rest = list(batches.epoch(2, skip=skip))
+        rest = list(batches.batches(2, skip=skip))
         assert len(rest) == 5 - skip and all(map(same, rest, whole[skip:]))
 
 
 def test_as_many_captions_a_picture_as_asked_for_others_each_epoch():
     table = many(40, captions=5)
     batches = batches_of(table, captions_per_picture=2)
-    first, second = ([batch[0][1].numpy() for batch in batches.epoch(e)] for e in (0, 1))
+    first, second = ([batch[0][1].numpy() for batch in batches.batches(e)] for e in (0, 1))
     assert all(words.shape[:2] == (8, 2) and words[:, :, 0].all() for words in first + second)
     words = [sum(int((batch != 0).sum()) for batch in epoch) for epoch in (first, second)]
     assert words[0] != words[1]
@@ -159,8 +165,8 @@ def test_as_many_captions_a_picture_as_asked_for_others_each_epoch():
 @pytest.mark.parametrize("parts", [2, 3])
 def test_shards_share_out_every_batch(parts):
     table = many(64)
-    whole = batches_of(table).plan(1)
-    shards = [batches_of(table, shard=(part, parts)).plan(1) for part in range(parts)]
+    whole = batches_of(table).batch_order(1)
+    shards = [batches_of(table, worker_shard=(part, parts)).batch_order(1) for part in range(parts)]
     for step, batch in enumerate(whole):
         dealt = [shard[step] for shard in shards]
         assert sorted(np.concatenate(dealt)) == sorted(batch)
@@ -185,7 +191,7 @@ def test_features_that_have_become_unreadable_say_so_themselves():
     table = table_of(TOY)
     batches = TrainingBatches(table, Failing(table.ids), phase=PhaseConfig(), seed=0)
     with pytest.raises(CacheError, match="^shard-3: damaged$"):
-        list(batches.epoch(0))
+        list(batches.batches(0))
 
 
 # Pixels.
@@ -195,9 +201,9 @@ def test_a_picture_that_cannot_be_read_has_no_weight(tmp_path):
     for name in ("a.png", "c.png"):
         Image.new("RGB", (20, 30), (200, 10, 10)).save(tmp_path / name)
     (tmp_path / "b.png").write_bytes(b"not a picture")
-    source = PictureSource(records(TOY, tmp_path), (16, 24))
+    source = PixelSource(records(TOY, tmp_path), (16, 24))
     batches = TrainingBatches(table_of(TOY), source, phase=PhaseConfig(pictures_per_batch=3), seed=0)
-    (pixels, words_in), words_out, weights = next(iter(batches.epoch(0)))
+    (pixels, words_in), words_out, weights = next(iter(batches.batches(0)))
     assert pixels.shape == (3, 16, 24, 3) and pixels.dtype == tf.uint8
     row = next(r for r in range(3) if not pixels.numpy()[r].any())
     assert not words_in.numpy()[row].any() and not words_out.numpy()[row].any()
@@ -249,7 +255,7 @@ def test_captions_that_tell_the_sides_apart(caption):
 
 def test_other_captions_stay_true_in_the_mirror():
     assert can_be_mirrored(["bright leftovers on a plate", "links-free rights"][:1])
-    assert table_of({"a": ("a dog",), "b": ("a dog", "left of a cat")}).mirrored.tolist() == [True, False]
+    assert table_of({"a": ("a dog",), "b": ("a dog", "left of a cat")}).can_flip.tolist() == [True, False]
 
 
 def test_augmented_batches_are_the_same_again(tmp_path):
@@ -259,8 +265,8 @@ def test_augmented_batches_are_the_same_again(tmp_path):
     table = table_of(TOY)
 
     def epoch(number: int, skip: int = 0) -> list:
-        source = PictureSource(records(TOY, tmp_path), (24, 24))
-        return list(TrainingBatches(table, source, phase=phase, seed=4).epoch(number, skip=skip))
+        source = PixelSource(records(TOY, tmp_path), (24, 24))
+        return list(TrainingBatches(table, source, phase=phase, seed=4).batches(number, skip=skip))
 
     first = epoch(0)
     assert all(map(same, first, epoch(0))) and all(map(same, first[1:], epoch(0, skip=1)))

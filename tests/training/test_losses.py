@@ -28,7 +28,7 @@ def packed(extra_padding: int = 0, **config):
     pad = [(0, 0), (0, 0), (0, extra_padding)]
     words_in, words_out = np.pad(words_in, pad), np.pad(words_out, pad)
     grids = np.random.default_rng(0).normal(size=(1, 5, 3)).astype("float32")
-    return decoder.packed_logits((grids, words_in), words_out, (words_out > 0).astype("float32"))
+    return decoder.packed_forward((grids, words_in), words_out, (words_out > 0).astype("float32"))
 
 
 def words_of(outputs, matrix, words, tied=False) -> Packed:
@@ -82,15 +82,15 @@ def test_more_padding_same_loss():
 def test_the_mean_is_over_real_words():
     batch = packed()
     plain = caption_loss(batch, PhaseConfig(label_smoothing=0.0))
-    assert float(plain.objective) == pytest.approx(float(plain.nats) / 6, rel=1e-6)
+    assert float(plain.objective) == pytest.approx(float(plain.cross_entropy_sum) / 6, rel=1e-6)
 
 
 def test_coverage_is_zero_where_each_cell_is_looked_at_once():
     # two words, one caption, two cells: each word looks at one of them
     attention = tf.constant([[[1.0, 0.0]], [[0.0, 1.0]]])  # (S, R, P)
-    place = tf.constant([[0, 0], [1, 0]], tf.int64)
-    assert float(coverage(attention, place)) == 0
-    assert float(coverage(attention[:1], place[:1])) == 0.5
+    positions = tf.constant([[0, 0], [1, 0]], tf.int64)
+    assert float(coverage(attention, positions)) == 0
+    assert float(coverage(attention[:1], positions[:1])) == 0.5
     phase = PhaseConfig(coverage=2.0)
     extra = caption_loss(packed(), phase).objective - caption_loss(packed(), PhaseConfig()).objective
     assert float(extra) > 0

@@ -10,12 +10,12 @@ import tensorflow as tf
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError
 from captioner.training.optimizers import (
-    FOLLOW_EVERY,
+    EMA_EVERY,
+    EMA_WARMUP_STEPS,
     OPTIMIZERS,
-    YOUNG,
     FusedAdam,
     PhaseSchedule,
-    Updater,
+    TrainOptimizer,
     load_optimizer,
 )
 
@@ -35,7 +35,7 @@ def test_every_optimiser_goes_downhill(name):
     weights = variables()
     rate = 1.0 if name == "adadelta" else 0.05
     phase = PhaseConfig(optimizer=name, learning_rate=rate, schedule="constant", warmup_steps=0, clip_norm=0)
-    updater = Updater(phase, 200, weights)
+    updater = TrainOptimizer(phase, 200, weights)
     height = lambda: float(sum(tf.reduce_sum(tf.convert_to_tensor(w) ** 2) for w in weights))  # noqa: E731
     before = height()
     for _ in range(30):
@@ -71,7 +71,7 @@ def test_long_gradients_are_scaled_back_to_the_norm():
     phase = PhaseConfig(
         optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, clip_norm=5.0
     )
-    norm = Updater(phase, 10, weights).apply([tf.constant([30.0, 40.0])])
+    norm = TrainOptimizer(phase, 10, weights).apply([tf.constant([30.0, 40.0])])
     assert float(norm) == 50
     np.testing.assert_allclose(np.asarray(weights[0]), [-3, -4], rtol=1e-6)
 
@@ -81,13 +81,13 @@ def test_averages_follow_and_can_be_swapped_in():
     phase = PhaseConfig(
         optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, ema_decay=0.9
     )
-    updater = Updater(phase, 10, weights)
+    updater = TrainOptimizer(phase, 10, weights)
     for _ in range(3):
         updater.apply([tf.constant([-1.0])])
     assert np.asarray(weights[0]) == 3
     average = float(updater.averages[0][0])
     assert 0 < average < 3
-    updater.swap_averages()
+    updater.swap_ema_weights()
     assert (float(np.asarray(weights[0])[0]), float(updater.averages[0][0])) == (pytest.approx(average), 3.0)
 
 
@@ -96,16 +96,16 @@ def test_old_averages_follow_every_fourth_step_by_as_much_as_four_steps_would():
     phase = PhaseConfig(
         optimizer="sgd", learning_rate=1.0, schedule="constant", warmup_steps=0, ema_decay=0.98
     )
-    updater, every_step = Updater(phase, 200, weights), 0.0
+    updater, every_step = TrainOptimizer(phase, 200, weights), 0.0
     lags = []
     for step in range(1, 201):
         updater.apply([tf.constant([-1.0])])
         decay = min(0.98, (1 + step) / (10 + step))
         every_step = decay * every_step + (1 - decay) * step
         lags.append((every_step, float(updater.averages[0][0])))
-    young, old = np.array(lags[:YOUNG]), np.array(lags[YOUNG:])
+    young, old = np.array(lags[:EMA_WARMUP_STEPS]), np.array(lags[EMA_WARMUP_STEPS:])
     np.testing.assert_allclose(young[:-1, 0], young[:-1, 1], rtol=1e-5)
-    assert (np.diff(old[:, 1]) > 0).sum() == len(old) // FOLLOW_EVERY  # moved every fourth step
+    assert (np.diff(old[:, 1]) > 0).sum() == len(old) // EMA_EVERY  # moved every fourth step
     assert np.abs(old[:, 0] - old[:, 1]).max() < 5  # steps: about what it can be late
 
 

@@ -26,9 +26,9 @@ from captioner.config import load_config
 from captioner.inference.captioner import Captioner
 from captioner.runs.run_folder import Run
 from captioner.runs.weights import read_best
-from captioner.training.checkpoints import Latest
+from captioner.training.checkpoints import CheckpointManager
 from captioner.training.train import train
-from captioner.training.train_step import Steps
+from captioner.training.train_step import TrainStep
 from tests.conftest import TINY_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -270,8 +270,8 @@ def test_parts_of_ones_own_and_an_early_stop(scenes_folder, tmp_path, monkeypatc
 def test_a_loss_that_is_no_number_ends_the_training(
     tiny_recipe, scenes_folder, tmp_path, monkeypatch, capsys
 ):
-    step = Steps.train
-    monkeypatch.setattr(Steps, "train", lambda *a: step(*a)._replace(nats=float("nan")))
+    step = TrainStep.train
+    monkeypatch.setattr(TrainStep, "train", lambda *a: step(*a)._replace(cross_entropy_sum=float("nan")))
     assert main(command(tiny_recipe, scenes_folder, tmp_path / "run")) == 2
     said = capsys.readouterr().err
     assert "frozen epoch 1, step 1: the loss is no number any more" in said and "learning_rate" in said
@@ -353,7 +353,7 @@ def test_a_signal_lets_the_step_finish_and_saves(
     folder = tmp_path / "run"
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "train", at_call(3, Steps.train, lambda: os.kill(os.getpid(), number)))
+        patch.setattr(TrainStep, "train", at_call(3, TrainStep.train, lambda: os.kill(os.getpid(), number)))
         assert main(command(recipe, scenes_folder, folder)) == 128 + number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     said = capsys.readouterr().err
@@ -370,9 +370,9 @@ def test_whatever_moment_it_dies_at_it_ends_with_the_weights_of_the_unbroken_run
     folder = tmp_path / "run"
     often = ["--set", "train.save_minutes=0"]
     moments = [
-        (Steps, "train", 8),  # in the second epoch, after a checkpoint in the middle of it
-        (Latest, "save", 4),  # that epoch is in the history and among the best, but not in latest
-        (Latest, "save", 2),  # the next phase has begun
+        (TrainStep, "train", 8),  # in the second epoch, after a checkpoint in the middle of it
+        (CheckpointManager, "save", 4),  # that epoch is in the history and among the best, but not in latest
+        (CheckpointManager, "save", 2),  # the next phase has begun
         (Run, "save_best", 1),  # the last epoch is in the history alone
     ]
     for number, (owner, name, call) in enumerate(moments):
@@ -392,7 +392,9 @@ def test_a_frozen_encoder_that_an_earlier_phase_trained_is_the_same_after_a_resu
     recipe.write_text(TINY_NETWORKS + both + "[phases.frozen]\nepochs = 1\n", encoding="utf-8")
     assert main(command(recipe, scenes_folder, tmp_path / "unbroken")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(Steps, "train", at_call(5, Steps.train, lambda: os.kill(os.getpid(), signal.SIGINT)))
+        patch.setattr(
+            TrainStep, "train", at_call(5, TrainStep.train, lambda: os.kill(os.getpid(), signal.SIGINT))
+        )
         assert main(command(recipe, scenes_folder, tmp_path / "run")) == 130
     assert main(command(recipe, scenes_folder, tmp_path / "run", "--resume")) == 0
     assert_same_training(tmp_path / "run", tmp_path / "unbroken")

@@ -8,25 +8,35 @@ from typing import Any
 import numpy as np
 import pytest
 
-from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig, PhaseConfig
+from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig, PhaseConfig, TrainConfig
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
-from captioner.training.optimizers import Updater
+from captioner.training.optimizers import TrainOptimizer
 from captioner.training.rewards import CaptionReward
-from captioner.training.train_step import AT_ONCE, Figures, Steps, encoder_variables, trained_variables
+from captioner.training.train_step import (
+    FROZEN_ENCODER_BATCH,
+    StepStats,
+    TrainStep,
+    encoder_variables,
+    trained_variables,
+)
 
 V, P, C = 12, 4, 3
 CONFIG = Config(seed=3, decoder=DecoderConfig(units=8, embedding=6), decode=DecodeConfig(max_words=5))
 PLAIN = PhaseConfig(optimizer="sgd", learning_rate=0.1, schedule="constant", warmup_steps=0)
 
 
-def steps_of(phase: PhaseConfig = PLAIN, *, encoder: Any = None, config: Config = CONFIG) -> Steps:
+def steps_of(phase: PhaseConfig = PLAIN, *, encoder: Any = None, config: Config = CONFIG) -> TrainStep:
     """Of a decoder just born."""
     channels = encoder.channels if encoder else C
     decoder = CaptionDecoder(config.decoder, vocabulary_size=V, channels=channels, seed=1)
-    return Steps(
-        config, phase, decoder, encoder, Updater(phase, 100, *trained_variables(phase, decoder, encoder))
+    return TrainStep(
+        config,
+        phase,
+        decoder,
+        encoder,
+        TrainOptimizer(phase, 100, *trained_variables(phase, decoder, encoder)),
     )
 
 
@@ -48,7 +58,7 @@ def batch_of(pictures: int, captions: int = 2, *, seed: int = 0, pixels: int = 0
     return (inputs, words_in), words_out, (words_out > 0).astype(np.float32)
 
 
-def weights_of(steps: Steps) -> dict[str, np.ndarray]:
+def weights_of(steps: TrainStep) -> dict[str, np.ndarray]:
     return {name: array.copy() for name, array in steps.decoder.weights_dict().items()}
 
 
@@ -70,15 +80,18 @@ def test_steps_learn_and_say_how_far_they_are():
     figures = [steps.train(batch, step) for step in range(30)]
     words, captions = float(batch[2].sum()), 12.0
     assert all((f.words, f.captions, f.samples) == (words, captions, 0) for f in figures)
-    assert figures[0].nats / words == pytest.approx(np.log(V), abs=0.2), "knows nothing yet"
-    assert figures[-1].nats < 0.5 * figures[0].nats and figures[-1].correct > figures[0].correct
-    assert steps.dev(batch).nats == pytest.approx(figures[-1].nats, rel=0.3)
+    assert figures[0].cross_entropy_sum / words == pytest.approx(np.log(V), abs=0.2), "knows nothing yet"
+    assert (
+        figures[-1].cross_entropy_sum < 0.5 * figures[0].cross_entropy_sum
+        and figures[-1].correct > figures[0].correct
+    )
+    assert steps.evaluate(batch).cross_entropy_sum == pytest.approx(figures[-1].cross_entropy_sum, rel=0.3)
 
 
 def test_a_dev_step_changes_nothing():
     steps = steps_of()
     before = weights_of(steps)
-    assert steps.dev(batch_of(5)) == steps.dev(batch_of(5))
+    assert steps.evaluate(batch_of(5)) == steps.evaluate(batch_of(5))
     assert equal(before, weights_of(steps))
 
 
@@ -89,7 +102,7 @@ def test_a_step_depends_on_its_number_and_the_weights_alone():
     resumed = steps_of()
     resumed.train(batch_of(5, 3, seed=1), 0)
     assert equal(weights_of(unbroken), weights_of(resumed))
-    resumed = Steps(CONFIG, PLAIN, resumed.decoder, resumed.encoder, resumed.updater)  # compiles anew
+    resumed = TrainStep(CONFIG, PLAIN, resumed.decoder, resumed.encoder, resumed.updater)  # compiles anew
     for steps in (unbroken, resumed):
         steps.train(batch_of(3, 1, seed=2), 1)
     assert equal(weights_of(unbroken), weights_of(resumed))
@@ -98,14 +111,15 @@ def test_a_step_depends_on_its_number_and_the_weights_alone():
     assert not equal(weights_of(unbroken), weights_of(resumed)), "another step drops other numbers"
 
 
-def test_parts_side_by_side_give_the_step_of_the_whole():
+def test_micro_batches_side_by_side_give_the_step_of_the_whole():
     found = []
-    for cores in (1, 2, 5):
-        steps = steps_of(without_dropout())
-        steps._cores = cores
+    for parts in (1, 2, 5):
+        config = dataclasses.replace(CONFIG, train=TrainConfig(micro_batches=parts))
+        steps = steps_of(without_dropout(), config=config)
         steps.train(batch_of(5), 0)
         found.append(weights_of(steps))
     assert close(found[0], found[1]) and close(found[0], found[2])
+    assert not equal(found[0], found[2]), "three different computations, not one thrice"
 
 
 def test_a_picture_without_weight_counts_for_nothing():
@@ -120,7 +134,7 @@ def test_a_picture_without_weight_counts_for_nothing():
     for words in (words_in, words_out, weights):
         words[:] = 0
     before = weights_of(steps)
-    assert steps.train(((features, words_in), words_out, weights), 1) == Figures()
+    assert steps.train(((features, words_in), words_out, weights), 1) == StepStats()
     assert equal(before, weights_of(steps)), "not one readable picture: no step, and no NaN"
 
 
@@ -138,7 +152,7 @@ def test_reward_makes_captions_better(mixed):
     batch = batch_of(4, 1)
     references = [[[int(w) for w in row[0] if w > 3]] for row in batch[1]]
     reward = CaptionReward(references)
-    figures = [steps.reinforce(batch, step, np.arange(4), reward) for step in range(40)]
+    figures = [steps.self_critical_step(batch, step, np.arange(4), reward) for step in range(40)]
     first, last = (np.mean([f.reward / f.samples for f in part]) for part in (figures[:5], figures[-5:]))
     assert last > first + 30, "points of CIDEr-D"
     assert all(f.samples == f.captions == 24 for f in figures)
@@ -151,7 +165,7 @@ def test_a_picture_without_weight_is_not_rewarded():
     weights[:] = 0
     steps = steps_of(phase)
     before = weights_of(steps)
-    steps.reinforce(
+    steps.self_critical_step(
         ((features, words_in), words_out, weights), 0, np.array([0]), CaptionReward([[[4, 5]], [[6]]])
     )
     assert equal(before, weights_of(steps))
@@ -180,17 +194,17 @@ def test_only_what_a_phase_trains_changes(encoder):
     assert changed == list(cnn)[-last:], "the layer it names and those after it"
 
 
-@pytest.mark.parametrize("pictures", [4, 2 * AT_ONCE + 5])
+@pytest.mark.parametrize("pictures", [4, 2 * FROZEN_ENCODER_BATCH + 5])
 def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder, pictures):
     steps = steps_of(encoder=encoder)
     decoder, cnn = weights_of(steps), encoder.weights_dict()
     batch = batch_of(pictures, pixels=32)
     (pixels, words_in), words_out, weights = batch
     cells = np.asarray(encoder.encode(pixels))
-    from_cells = Steps(CONFIG, PLAIN, steps.decoder, encoder, steps.updater).dev(
+    from_cells = TrainStep(CONFIG, PLAIN, steps.decoder, encoder, steps.updater).evaluate(
         ((cells, words_in), words_out, weights)
     )
-    assert steps.dev(batch) == pytest.approx(from_cells, rel=1e-4)
+    assert steps.evaluate(batch) == pytest.approx(from_cells, rel=1e-4)
     steps.train(batch, 0)
     assert equal(cnn, encoder.weights_dict()) and not equal(decoder, weights_of(steps))
 

@@ -69,7 +69,7 @@ class FeatureActor:
             encoder.name,
             weights=encoder.weights,
             size=encoder.size,
-            mirrored=encoder.flip_augmented,
+            flip_augmented=encoder.flip_augmented,
             seed=seed,
         )
         self._shards = shard_folder(self._encoder, folder)

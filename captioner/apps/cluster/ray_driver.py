@@ -58,13 +58,13 @@ def extract_on_ray(
     from captioner.system.files import lock
 
     shards = features.shard_folder(encoder, folder)
-    digests = features.digests_of(shards, records)
+    digests = features.known_digests(shards, records)
     failures: list[Any] = []
-    if features.missing_from(shards, records, digests):
+    if features.without_features(shards, records, digests):
         with lock(shards.folder), _cluster(address, quiet):
-            features.make_ready(shards, quiet=quiet)
-            digests |= features.digests_of(shards, records)
-            missing = features.missing_from(shards, records, digests)
+            features.repair_and_merge(shards, quiet=quiet)
+            digests |= features.known_digests(shards, records)
+            missing = features.without_features(shards, records, digests)
             size = shard_pictures(encoder)
             blocks = [missing[start : start + size] for start in range(0, len(missing), size)]
             place = (shards.folder / WORKERS / "ray").absolute()
@@ -78,8 +78,8 @@ def extract_on_ray(
                         else:
                             digests[record.id] = digest
                     progress.update(len(block), **({"failed": len(failures)} if failures else {}))
-            features.make_ready(shards, quiet=True)
-    return features.store_of(shards, digests, failures)
+            features.repair_and_merge(shards, quiet=True)
+    return features.open_store(shards, digests, failures)
 
 
 class RayCaptions:

@@ -25,7 +25,7 @@ from captioner.inference.compiled_captioner import FORMAT, GRAPH, MANIFEST, Comp
 from captioner.inference.compiled_weights import put_back, take_out
 from captioner.inference.numpy_decoder import NumPyDecoder
 from captioner.runs.run_folder import BEST
-from captioner.runs.weights import WEIGHTS, arrays_in, part
+from captioner.runs.weights import WEIGHTS, arrays_in, select_prefix
 from captioner.system.console import silent_stderr
 from captioner.system.manifest import entries, write_manifest
 from captioner.version import __version__
@@ -54,7 +54,7 @@ def _compiled(job: Job, folder: Path, encoder: bytes) -> CompiledCaptioner:
     """Writes graph and manifest, and gives what `captioner caption` will use."""
     run = job.run
     weights = run.folder / BEST / WEIGHTS
-    stored = part(arrays_in(weights.read_bytes(), weights), "encoder/")
+    stored = select_prefix(arrays_in(weights.read_bytes(), weights), "encoder/")
     graph, places = take_out(encoder, stored)
     (folder / GRAPH).write_bytes(graph)
     made_from = {

@@ -37,7 +37,7 @@ def write(job: Job, folder: Path) -> Ways:
     text_of = _joiner(captioner.vocabulary.words)
 
     def from_pixels(pixels: Any) -> dict[str, Any]:
-        features = tf.cast(captioner.encoder.look(pixels), tf.float16)
+        features = tf.cast(captioner.encoder.encode_graph(pixels), tf.float16)
         found = search(features, tf.zeros(tf.shape(features)[:1], tf.int64))
         return {
             "caption": text_of(found.words[:, 0], found.lengths[:, 0]),

@@ -40,10 +40,10 @@ def networks(captioner: Any, *, pictures: int | None = None, beam: int | None = 
     encoder, decoder = captioner.encoder, captioner.decoder
 
     def encode(pixels: Any) -> Arrays:
-        return {"cells": encoder.look(pixels)}
+        return {"cells": encoder.encode_graph(pixels)}
 
     def start(cells: Any) -> Arrays:
-        memory = decoder.prepare(cells)
+        memory = decoder.project_memory(cells)
         return {"keys": memory.keys, "values": memory.values, "state": decoder.initial_state(memory)}
 
     def step(words: Any, state: Any, keys: Any, values: Any) -> Arrays:
@@ -58,11 +58,11 @@ def networks(captioner: Any, *, pictures: int | None = None, beam: int | None = 
         return tf.function(function, input_signature=signature, autograph=False)
 
     heads, units = decoder.recurrence.heads, decoder.config.units
-    memory = (pictures, heads, encoder.cells + decoder.config.sentinel, units // heads)
+    memory = (pictures, heads, encoder.num_cells + decoder.config.sentinel, units // heads)
     rows = pictures * beam if pictures and beam else None
     return Networks(
         graph(encode, pixels=(pictures, *encoder.size, 3)),
-        graph(start, cells=(pictures, encoder.cells, encoder.channels)),
+        graph(start, cells=(pictures, encoder.num_cells, encoder.channels)),
         graph(step, words=(rows,), state=(rows, units), keys=memory, values=memory),
     )
 

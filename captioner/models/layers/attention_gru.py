@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from captioner.models.layers.mixed_precision import product
-from captioner.models.layers.packed_captions import ByPicture, Layout, Tape, shaped
+from captioner.models.layers.mixed_precision import matmul
+from captioner.models.layers.packed_captions import ActivationStore, Layout, SumPerPicture, shaped
 
 Tensor = Any
 
@@ -44,7 +44,7 @@ class Weights(NamedTuple):
     score: Tensor
 
 
-class Word(NamedTuple):
+class StepActivations(NamedTuple):
     """Everything one word's step computes; `before`, `query` and `context` in the dtype of the products."""
 
     before: Tensor  # (n, U): the state before the word
@@ -60,7 +60,7 @@ class Word(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Recurrence:
+class AttentionGRUCell:
     """The step, and its run over all words of a batch.
 
     Args:
@@ -73,9 +73,9 @@ class Recurrence:
     heads: int
     dtype: Any
 
-    def word(
+    def step(
         self, state: Tensor, inputs: Tensor, memory: tuple[Tensor, Tensor], weights: Weights, rows: Any
-    ) -> Word:
+    ) -> StepActivations:
         """One word of n captions of N pictures; used by training and by search alike.
 
         Args:
@@ -83,7 +83,7 @@ class Recurrence:
             inputs: (n, 3U) the embedded word times the input matrix, with its bias.
             memory: keys (N, H, P, A/H) and values (N, H, P, D/H), in the dtype of the products.
             weights: of the step.
-            rows: `packing.Beside` or `packing.Sorted`.
+            rows: `packing.DenseRows` or `packing.PackedRows`.
         """
         U = state.shape[-1]
         keys, values = memory
@@ -95,7 +95,7 @@ class Recurrence:
         attention = tf.nn.softmax(self._scores(query, keys, weights.score))  # (N, H, R, P)
         context = tf.matmul(tf.cast(attention, self.dtype), values)  # (N, H, R, D/H)
         context = rows.collect(self._merge(context, rows.captions))  # (n, D)
-        inputs = tf.cast(inputs, tf.float32) + product(context, weights.context)  # (n, 3U)
+        inputs = tf.cast(inputs, tf.float32) + matmul(context, weights.context)  # (n, 3U)
         of_gates, of_candidate = tf.split(inputs, [2 * U, U], axis=1)
         gates = tf.sigmoid(of_gates + tf.cast(to_gates, tf.float32))
         update, reset = tf.split(gates, 2, axis=1)  # (n, U)
@@ -104,9 +104,9 @@ class Recurrence:
         difference = state - candidate
         new = candidate + update * difference  # (n, U)
         kept = (before, query, attention, context, update, reset, candidate, candidate_state, difference)
-        return Word(*kept, new)
+        return StepActivations(*kept, new)
 
-    def run(
+    def unroll(
         self, inputs: Tensor, layout: Layout, state: Tensor, memory: tuple[Tensor, Tensor], weights: Weights
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All words of a batch.
@@ -126,7 +126,7 @@ class Recurrence:
         @tf.custom_gradient
         def packed(inputs: Tensor, state: Tensor, keys: Tensor, values: Tensor, *matrices: Tensor) -> Any:
             cast, w = (tf.cast(keys, self.dtype), tf.cast(values, self.dtype)), Weights(*matrices)
-            tape = Tape(self._forward(inputs, layout, state, cast, w), cast, state.shape[-1])
+            tape = ActivationStore(self._forward(inputs, layout, state, cast, w), cast, state.shape[-1])
 
             def gradient(*upstream: Tensor) -> tuple[Tensor, ...]:
                 return self._backward(upstream, tape, layout, cast, w)
@@ -140,13 +140,13 @@ class Recurrence:
     ) -> dict[str, Any]:
         """Run the words; a TensorArray per activation."""
         keys, values = memory
-        T, names = tf.shape(layout.captions)[0], Word._fields
+        T, names = tf.shape(layout.captions)[0], StepActivations._fields
         tape = tuple(self._array(T, name in ("before", "query", "context")) for name in names)
 
         def step(t: Tensor, state: Tensor, *tape: Any) -> Any:
             n, N = layout.captions[t], layout.pictures[t]
-            own = inputs[layout.of(t)[0]]
-            new = self.word(state[:n], own, (keys[:N], values[:N]), weights, layout.at(t))
+            own = inputs[layout.slices(t)[0]]
+            new = self.step(state[:n], own, (keys[:N], values[:N]), weights, layout.rows_at(t))
             return (
                 t + 1,
                 new.state,
@@ -161,15 +161,20 @@ class Recurrence:
         return dict(zip(names, done[2:], strict=True))
 
     def _backward(
-        self, upstream: Any, tape: Tape, layout: Layout, memory: tuple[Tensor, Tensor], weights: Weights
+        self,
+        upstream: Any,
+        tape: ActivationStore,
+        layout: Layout,
+        memory: tuple[Tensor, Tensor],
+        weights: Weights,
     ) -> tuple[Tensor, ...]:
         """Gradients of inputs, first state, keys, values and the four weights."""
         keys, values = memory
         T, R, U = tf.shape(layout.captions)[0], layout.R, upstream[0].shape[-1]
 
         def step(t: Tensor, carry: Tensor, d_keys: Tensor, d_score: Tensor, *arrays: Any) -> Any:
-            (here, there), rows, N = layout.of(t), layout.at(t), layout.pictures[t]
-            now = Word(*(tape.read(name, t) for name in Word._fields))
+            (here, there), rows, N = layout.slices(t), layout.rows_at(t), layout.pictures[t]
+            now = StepActivations(*(tape.read(name, t) for name in StepActivations._fields))
             d_state = upstream[0][here] + _grown(carry, layout.captions[t])  # (n, U)
             d_old = d_state * now.update
             d_candidate = tf.raw_ops.TanhGrad(y=now.candidate, dy=d_state - d_old)
@@ -179,7 +184,7 @@ class Recurrence:
             d_inputs = tf.concat([*d_sides, tf.cast(d_candidate, self.dtype)], 1)  # (n, 3U)
             d_context = upstream[1][here] + tf.matmul(d_inputs, weights.context, transpose_b=True)
             by_head = self.split(rows.spread(d_context), R)  # (N, H, R, D/H)
-            d_attention = upstream[2][there] + product(by_head, values[:N], transpose_b=True)
+            d_attention = upstream[2][there] + matmul(by_head, values[:N], transpose_b=True)
             d_scores = now.attention * (
                 d_attention - tf.reduce_sum(d_attention * now.attention, -1, keepdims=True)
             )
@@ -188,7 +193,7 @@ class Recurrence:
             )
             d_query = rows.collect(self._merge(d_query, R))  # (n, A)
             d_gates = tf.concat([d_query, *d_sides, tf.cast(d_candidate * now.reset, self.dtype)], 1)
-            carry = d_old + product(d_gates, weights.state, transpose_b=True)
+            carry = d_old + matmul(d_gates, weights.state, transpose_b=True)
             kept = zip(arrays, (d_inputs, d_gates, by_head, d_scores), strict=True)
             return (t - 1, carry, d_keys, d_score, *(array.write(t, value) for array, value in kept))
 
@@ -205,7 +210,7 @@ class Recurrence:
         d_context = shaped(kept[2].concat(), (None, self.heads, None, values.shape[-1]))
         d_scores = shaped(kept[3].concat(), (None, self.heads, None, values.shape[-2]))
 
-        by_picture = ByPicture(layout.pictures, layout.B)
+        by_picture = SumPerPicture(layout.pictures, layout.B)
         d_values = by_picture.product(tape.packed("attention"), d_context, self.dtype)
         if self.attention == "dot":
             d_keys = by_picture.product(d_scores, tape.packed("query"), self.dtype)
@@ -227,7 +232,7 @@ class Recurrence:
     def _scores(self, query: Tensor, keys: Tensor, score: Tensor) -> Tensor:
         """(N, H, R, P): how well each cell answers each caption's query."""
         if self.attention == "dot":
-            return product(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
+            return matmul(query, keys, transpose_b=True) * keys.shape[-1] ** -0.5
         return tf.reduce_sum(_sum_tanh(query, keys) * score, -1)
 
     def _scores_back(

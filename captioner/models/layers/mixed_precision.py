@@ -16,17 +16,17 @@ Tensor = Any
 BIAS_ROWS = 16  # one would do for float32, two for bfloat16; products are made of blocks of 16
 
 
-def product(a: Tensor, b: Tensor, *, transpose_b: bool = False) -> Tensor:
+def matmul(a: Tensor, b: Tensor, *, transpose_b: bool = False) -> Tensor:
     """a times b, float32, in the dtype of `b`."""
     return tf.cast(tf.matmul(tf.cast(a, b.dtype), b, transpose_b=transpose_b), tf.float32)
 
 
-def with_ones(x: Tensor) -> Tensor:
-    """(S, X) -> (S, X + BIAS_ROWS), for a product with `Kernels.with_bias`."""
+def append_bias_columns(x: Tensor) -> Tensor:
+    """(S, X) -> (S, X + BIAS_ROWS), for a product with `CastedWeights.with_bias`."""
     return tf.concat([x, tf.ones([tf.shape(x)[0], BIAS_ROWS])], 1)
 
 
-class Kernels:
+class CastedWeights:
     """The weights as products need them.
 
     Args:
@@ -39,7 +39,7 @@ class Kernels:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Within, each is made once for all towers; its gradients are added, then cast."""
+        """Within, each is made once for all micro-batches; its gradients are added, then cast."""
         self._made = {}
         try:
             yield
@@ -70,8 +70,8 @@ class Kernels:
         return made[name]
 
 
-def affine(a: Tensor, kernel: Tensor, bias: Any, *, transposed: bool = False) -> Tensor:
+def dense(a: Tensor, kernel: Tensor, bias: Any, *, transposed: bool = False) -> Tensor:
     """a (…, X) times a cast kernel, plus bias (Y,): (…, Y) float32."""
-    flat = product(tf.reshape(a, [-1, a.shape[-1]]), kernel, transpose_b=transposed)
+    flat = matmul(tf.reshape(a, [-1, a.shape[-1]]), kernel, transpose_b=transposed)
     flat = tf.nn.bias_add(flat, bias)  # its gradient sums rows much faster than that of +
     return tf.reshape(flat, [*tf.unstack(tf.shape(a)[:-1]), flat.shape[-1]])

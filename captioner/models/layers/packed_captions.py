@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from captioner.models.layers.mixed_precision import Tensor, product
+from captioner.models.layers.mixed_precision import Tensor, matmul
 
 ROWS = 32  # of packed rows; many fewer than a batch has, enough for the batches of an epoch to share shapes
 
@@ -24,14 +24,14 @@ class Packed(NamedTuple):
     """The words of a batch: the real ones, and rows that fill up.
 
     Attributes:
-        outputs: (M, O) what the output matrix is applied to, with ones (`products.with_ones`).
+        outputs: (M, O) what the output matrix is applied to, with ones (`products.append_bias_columns`).
         matrix: (O, V), or (V, O) if `tied`, in the dtype of the products, with its bias.
         tied: the matrix is the embedding.
         words: (M,) int32, the words that should have been written.
         weights: (M,) float32, 0 where a row only fills up.
         rows: (M, 2) int32: word number and caption number, b * R + r, of each.
         attention: (L, R, P), mean over heads, zero where a caption has ended; L is the sum of `pictures`.
-        place: (L, 2) int64: word number and picture number of each of its rows.
+        positions: (L, 2) int64: word number and picture number of each of its rows.
     """
 
     outputs: Tensor
@@ -41,15 +41,15 @@ class Packed(NamedTuple):
     weights: Tensor
     rows: Tensor
     attention: Tensor
-    place: Tensor
+    positions: Tensor
 
     @property
     def logits(self) -> Tensor:
         """(M, V) float32."""
-        return product(self.outputs, self.matrix, transpose_b=self.tied)
+        return matmul(self.outputs, self.matrix, transpose_b=self.tied)
 
 
-class Beside(NamedTuple):
+class DenseRows(NamedTuple):
     """Rows of a search: all captions of a picture side by side.
 
     Attributes:
@@ -67,22 +67,22 @@ class Beside(NamedTuple):
         return tf.reshape(x, [-1, x.shape[-1]])
 
 
-class Sorted(NamedTuple):
+class PackedRows(NamedTuple):
     """Rows of one word in training: the captions that have it, longest first.
 
     Attributes:
         order: (n,) the caption, b * R + r, of each row.
-        place: (N * R,) the row of each caption; n for those that have ended.
+        positions: (N * R,) the row of each caption; n for those that have ended.
         captions: R of a picture.
     """
 
     order: Tensor
-    place: Tensor
+    positions: Tensor
     captions: Tensor
 
     def spread(self, x: Tensor) -> Tensor:
         """(n, d) -> (N, R, d), zeros where a caption has ended."""
-        rows = tf.gather(tf.concat([x, tf.zeros([1, x.shape[-1]], x.dtype)], 0), self.place)
+        rows = tf.gather(tf.concat([x, tf.zeros([1, x.shape[-1]], x.dtype)], 0), self.positions)
         return tf.reshape(rows, [-1, self.captions, x.shape[-1]])
 
     def collect(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Layout:
         pictures: (T,) pictures up to the last one that has such a caption, never rising; all at the first
             word, even those without a caption, whose gradient is 0.
         order: (B * R,) captions, longest first.
-        place: (B * R,) the inverse.
+        positions: (B * R,) the inverse.
     """
 
     def __init__(self, weights: Tensor) -> None:
@@ -109,7 +109,7 @@ class Layout:
         t = tf.range(T)[:, None, None]
         lengths = tf.reduce_max(tf.where(weights != 0, t + 1, 0), 0)  # (B, R)
         self.order = tf.argsort(tf.reshape(-lengths, [-1]), stable=True)
-        self.place = tf.math.invert_permutation(self.order)
+        self.positions = tf.math.invert_permutation(self.order)
         on = tf.cast(lengths[None] > t, tf.int32)  # (T, B, R)
         self.captions = _filled(tf.reduce_sum(on, [1, 2]), self.B * self.R)
         picture = tf.where(self._on(), self.order // self.R + 1, 0)  # (T, B * R)
@@ -126,12 +126,12 @@ class Layout:
         """(L, 2) int64: word and picture of each row of the attention."""
         return tf.where(tf.range(self.B)[None] < self.pictures[:, None])
 
-    def at(self, t: Tensor) -> Sorted:
+    def rows_at(self, t: Tensor) -> PackedRows:
         """The rows of a word."""
         n = self.captions[t]
-        return Sorted(self.order[:n], tf.minimum(self.place[: self.pictures[t] * self.R], n), self.R)
+        return PackedRows(self.order[:n], tf.minimum(self.positions[: self.pictures[t] * self.R], n), self.R)
 
-    def of(self, t: Tensor) -> tuple[slice, slice]:
+    def slices(self, t: Tensor) -> tuple[slice, slice]:
         """Where its rows are among those of all words: captions, pictures."""
         start, first = self.first[t], self.first_picture[t]
         return slice(start, start + self.captions[t]), slice(first, first + self.pictures[t])
@@ -152,7 +152,7 @@ def _filled(captions: Tensor, most: Tensor) -> Tensor:
     return tf.maximum(captions, level) + tf.cast(more, tf.int32)
 
 
-class Tape:
+class ActivationStore:
     """The stored activations, with the static shapes that a TensorArray forgets."""
 
     def __init__(self, arrays: dict[str, Any], memory: tuple[Tensor, Tensor], U: int) -> None:
@@ -177,19 +177,19 @@ def shaped(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
     return x
 
 
-class ByPicture:
+class SumPerPicture:
     """Sums over a picture's words and captions, from packed rows."""
 
     def __init__(self, active: Tensor, B: Tensor) -> None:
         on = tf.range(B)[:, None] < active[None]  # (B, T)
-        place = tf.cumsum(active, exclusive=True)[None] + tf.range(B)[:, None]
-        self.place = tf.where(on, place, 0)  # (B, T): packed row, 0 where there is none
+        positions = tf.cumsum(active, exclusive=True)[None] + tf.range(B)[:, None]
+        self.positions = tf.where(on, positions, 0)  # (B, T): packed row, 0 where there is none
         self.on = tf.cast(on, tf.float32)[:, :, None, None, None]
 
     def product(self, a: Tensor, b: Tensor, dtype: Any) -> Tensor:
         """(S, H, R, P), (S, H, R, d) -> (B, H, P, d): sum over words and captions of a times b."""
-        a = tf.gather(a, self.place) * self.on  # (B, T, H, R, P); the narrow factor masks both
-        b = tf.gather(tf.cast(b, dtype), self.place)  # (B, T, H, R, d)
+        a = tf.gather(a, self.positions) * self.on  # (B, T, H, R, P); the narrow factor masks both
+        b = tf.gather(tf.cast(b, dtype), self.positions)  # (B, T, H, R, d)
         a, b = self._flat(tf.cast(a, dtype)), self._flat(b)
         return tf.cast(tf.matmul(a, b, transpose_a=True), tf.float32)
 

@@ -18,7 +18,7 @@ def layout_of(lengths):
 def test_the_words_of_two_pictures_with_two_captions():
     layout = layout_of([[3, 1], [2, 0]])
     assert layout.order.numpy().tolist() == [0, 2, 1, 3]  # longest caption first
-    assert layout.place.numpy().tolist() == [0, 2, 1, 3]
+    assert layout.positions.numpy().tolist() == [0, 2, 1, 3]
     assert layout.captions.numpy().tolist() == [4, 4, 4]  # 3, 2, 1 and those that fill up: all there are
     assert layout.pictures.numpy().tolist() == [2, 2, 2]
     assert layout.rows().numpy().tolist() == [[t, i] for t in range(3) for i in (0, 2, 1, 3)]
