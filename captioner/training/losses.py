@@ -24,13 +24,13 @@ class LossTerms(NamedTuple):
 
     Attributes:
         objective: scalar to minimise.
-        nats: scalar, cross entropy summed over the real words, without smoothing.
+        cross_entropy_sum: scalar, in nats, summed over the real words, without smoothing.
         correct: scalar, words whose logit is the largest.
         words: scalar, real words.
     """
 
     objective: Tensor
-    nats: Tensor
+    cross_entropy_sum: Tensor
     correct: Tensor
     words: Tensor
 
