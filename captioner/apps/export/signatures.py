@@ -57,7 +57,7 @@ def networks(captioner: Any, *, pictures: int | None = None, beam: int | None = 
         ]
         return tf.function(function, input_signature=signature, autograph=False)
 
-    heads, units = decoder.recurrence.heads, decoder.config.units
+    heads, units = decoder.cell.heads, decoder.config.units
     memory = (pictures, heads, encoder.num_cells + decoder.config.sentinel, units // heads)
     rows = pictures * beam if pictures and beam else None
     return Networks(
