@@ -1,6 +1,6 @@
 """`captioner export`: what can be typed after it, and what it does. Loads nothing slow until it does.
 
-In: the parsed arguments. Out: a folder, and what came of the comparison. It is an extra: `extras.export`.
+In: the parsed arguments. Out: a folder, and what came of the comparison. It is an extra: `apps.export`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`captioner serve`: what can be typed after it, and what it starts. Loads nothing slow until it does.
 
-In: the parsed arguments. Out: a server, until it is stopped. The server itself is an extra: `extras.serve`.
+In: the parsed arguments. Out: a server, until it is stopped. The server itself is an extra: `apps.serving`.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def add_arguments(add: Any) -> None:
 
 def run(arguments: Namespace) -> int:
     """`captioner serve`: a page and an API until Ctrl-C."""
-    from captioner.apps.serving.server import Place
+    from captioner.apps.serving.server import ServerAddress
     from captioner.apps.serving.server import serve as run_server
     from captioner.apps.serving.service import ServeLimits
     from captioner.data.images import Limits
     from captioner.runs.locate import find_run
 
-    place = Place(
+    address = ServerAddress(
         host=arguments.host,
         port=arguments.port,
         token=arguments.token or os.environ.get("CAPTIONER_TOKEN", ""),
@@ -79,5 +79,5 @@ def run(arguments: Namespace) -> int:
         held_bytes=max(8 * size, 64 * 2**20),
         waiting=arguments.max_waiting,
     )
-    run_server(arguments.run or [find_run(None)], place, limits)
+    run_server(arguments.run or [find_run(None)], address, limits)
     return 0

@@ -5,177 +5,111 @@
     GET  /healthz        whether it is up, and how much waits
     GET  /docs           what there is, for people; /openapi.json for programs
 
-In: a `Service`. Out: an application (FastAPI, because Gradio mounts on nothing less). Every error is
-`{"error": sentence}`.
+In: a `Service`. Out: a FastAPI application, without the page. Every error is `{"error": sentence}`.
 """
 
 from __future__ import annotations
 
-import asyncio
-import dataclasses
-import logging
-import sys
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import Future
-from functools import wraps
 from typing import Any
 
-from captioner.apps.serving.openapi import docs_page, openapi
-from captioner.apps.serving.requests import Asked, WrongKind, read_request
-from captioner.apps.serving.service import Busy, Served, Service, UnknownRun, part_of
-from captioner.errors import CaptionerError, ConfigError
-from captioner.inference.caption import Caption, CaptionOptions
+from fastapi import FastAPI, Request, Security
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.security import HTTPBearer
+
+from captioner.apps.serving import schemas
+from captioner.apps.serving.endpoints import add_error_handlers, captions_of, in_time
+from captioner.apps.serving.ollama import add_ollama
+from captioner.apps.serving.page import docs_page
+from captioner.apps.serving.requests import CaptionRequest, read_request, request_body
+from captioner.apps.serving.service import ServeLimits, Service
+from captioner.inference.caption import Caption
 from captioner.version import __version__
 
-Endpoint = Callable[[Any], Awaitable[Any]]
-log = logging.getLogger("captioner.serve")
+_EXAMPLES = [
+    "curl -F image=@dog.jpg -F n_best=3 localhost:7860/api/caption",
+    "curl -H 'Content-Type: image/jpeg' --data-binary @dog.jpg 'localhost:7860/api/caption?beam=5'",
+]
 
 
-def build_api(service: Service) -> Any:
+def build_api(service: Service) -> FastAPI:
     """The application, without the page."""
-    from fastapi import FastAPI
+    api = FastAPI(
+        title="captioner",
+        version=__version__,
+        description=_limits_text(service.limits),
+        docs_url=None,
+        redoc_url=None,
+        # Documented here, checked by `guard` before anything is read.
+        dependencies=[Security(HTTPBearer(auto_error=False, description="where a token is set"))],
+    )
+    add_error_handlers(api)
 
-    from captioner.apps.serving.ollama import add_ollama
+    @api.post(
+        "/api/caption",
+        summary="Describe pictures",
+        description="As a form, as JSON, or the bare bytes of one picture with the fields in the query.",
+        response_model=schemas.CaptionAnswer,
+        response_model_exclude_none=True,
+        responses=schemas.FAILURES,
+        openapi_extra={"requestBody": request_body(service.limits.pictures), "x-examples": _EXAMPLES},
+    )
+    async def caption(request: Request) -> Any:
+        return await _caption(service, await read_request(request, pictures=service.limits.pictures))
 
-    api = FastAPI(title="captioner", openapi_url=None, docs_url=None, redoc_url=None)
-    document = openapi(service)
+    @api.get("/api/runs", summary="The models that are served", response_model_exclude_none=True)
+    async def runs() -> schemas.RunsAnswer:
+        models = [schemas.RunAnswer(**model.described()) for model in service.models.values()]
+        return schemas.RunsAnswer(default=service.default.name, runs=models)
 
-    @answering
-    async def caption(request: Any) -> Any:
-        asked = await read_request(request, pictures=service.limits.pictures)
-        return await _captions(service, asked)
+    @api.get("/healthz", summary="Whether the server is up, and how many pictures wait")
+    async def health() -> schemas.HealthAnswer:
+        batcher = service.batcher
+        return schemas.HealthAnswer(
+            version=__version__, waiting=service.waiting, captioned=batcher.items, batches=batcher.batches
+        )
 
-    @answering
-    async def runs(_: Any) -> Any:
-        return {"default": service.default.name, "runs": [described(m) for m in service.models.values()]}
+    @api.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return HTMLResponse(docs_page(api.openapi()))
 
-    @answering
-    async def health(_: Any) -> Any:
-        done = {"captioned": service.batcher.items, "batches": service.batcher.batches}
-        return {"status": "ok", "version": __version__, "waiting": service.waiting, **done}
-
-    @answering
-    async def schema(_: Any) -> Any:
-        return document
-
-    async def docs(_: Any) -> Any:
-        from starlette.responses import HTMLResponse
-
-        return HTMLResponse(docs_page(document))
-
-    api.add_route("/api/caption", caption, methods=["POST"])
-    for path, endpoint in (("/api/runs", runs), ("/healthz", health), ("/openapi.json", schema)):
-        api.add_route(path, endpoint, methods=["GET"])
-    api.add_route("/docs", docs, methods=["GET"])
     add_ollama(api, service)
     return api
 
 
-def described(model: Served) -> dict[str, Any]:
-    """What a client may know of a model."""
-    about = {key: value for key, value in model.about.items() if key not in ("bytes", "modified")}
-    return {"name": model.name, **about, "decode": dataclasses.asdict(model.decode)}
+async def _caption(service: Service, wanted: CaptionRequest) -> Any:
+    began = time.perf_counter()
+    model = service.model(wanted.run)
+    contents = [content for _, content in wanted.pictures]
+    found = await captions_of(service, model, contents, wanted.options)
+    answers = [_answer(name, caption) for (name, _), caption in zip(wanted.pictures, found, strict=True)]
+    good = [number for number, caption in enumerate(found) if caption.error is None]
+    if wanted.preview:
+        previews = [service.preview(contents[number]) for number in good]
+        shown = await in_time(previews, service.limits.answer_seconds)
+        for number, picture in zip(good, shown, strict=True):
+            answers[number].preview = picture
+    seconds = round(time.perf_counter() - began, 3)
+    answer = schemas.CaptionAnswer(run=model.name, seconds=seconds, pictures=answers)
+    if good:
+        return answer
+    answer.error = f"the picture {found[0].error}"
+    return JSONResponse(answer.model_dump(exclude_none=True), 422)
 
 
-async def captions_of(
-    service: Service, model: Served, pictures: Sequence[bytes], options: CaptionOptions
-) -> list[Caption]:
-    """The captions of pictures, within the time that a client waits.
-
-    Raises:
-        Busy: there is no place for them, or they were not reached in time.
-    """
-    futures = service.submit(model, pictures, options)
-    try:
-        found = await in_time(futures, service.limits.answer_seconds)
-    except TimeoutError as error:
-        raise Busy(10) from error
-    return [part_of(caption, options) for caption in found]
-
-
-async def in_time(futures: Sequence[Future[Any]], seconds: float) -> list[Any]:
-    """The results of futures that threads fulfil; all are cancelled if that takes too long."""
-    try:
-        async with asyncio.timeout(seconds):
-            return list(await asyncio.gather(*map(asyncio.wrap_future, futures)))
-    finally:
-        for future in futures:
-            future.cancel()  # nothing happens to those that are done
-
-
-def answering(endpoint: Endpoint) -> Endpoint:
-    """Gives what an endpoint returns as JSON; what it raises as an error with its status."""
-
-    @wraps(endpoint)
-    async def answer(request: Any) -> Any:
-        from starlette.responses import JSONResponse, Response
-
-        try:
-            found = await endpoint(request)
-        except Exception as error:  # a client gets a sentence, whatever it is
-            status, text, headers = _blame(error)
-            return JSONResponse({"error": text}, status, headers)
-        if isinstance(found, Response):
-            return found
-        status = found.pop("status_code", 200) if isinstance(found, dict) else 200
-        return JSONResponse(found, status, {"cache-control": "no-store"})
-
+def _answer(name: str, caption: Caption) -> schemas.PictureAnswer:
+    """One picture of an answer."""
+    if caption.error is not None:
+        return schemas.PictureAnswer(name=name, error=caption.error)
+    others = [schemas.Sentence(**_sentence(other)) for other in caption.alternatives]
+    answer = schemas.PictureAnswer(name=name, **_sentence(caption), alternatives=others)
+    if caption.attention is not None:
+        answer.words = list(caption.words)
+        answer.attention = caption.attention.astype(float).round(5).tolist()  # (T, h, w)
     return answer
 
 
-def _blame(error: Exception) -> tuple[int, str, dict[str, str]]:
-    """Status, sentence and headers for what went wrong."""
-    if isinstance(error, Busy):
-        return 503, str(error), {"retry-after": str(error.retry_seconds)}
-    if isinstance(error, WrongKind):
-        return 415, str(error), {}
-    if isinstance(error, ConfigError):
-        return 400, str(error), {}
-    if isinstance(error, UnknownRun):
-        return 404, str(error), {}
-    if isinstance(error, CaptionerError):
-        return 500, str(error), {}
-    log.error("a request failed", exc_info=error)
-    return 500, "captioning failed; the server's log says why", {}
-
-
-async def _captions(service: Service, asked: Asked) -> dict[str, Any]:
-    began = time.perf_counter()
-    model = service.model(asked.run)
-    contents = [content for _, content in asked.pictures]
-    found = await captions_of(service, model, contents, asked.options)
-    answers = [_answer(name, caption) for (name, _), caption in zip(asked.pictures, found, strict=True)]
-    if asked.preview:
-        good = [number for number, caption in enumerate(found) if caption.error is None]
-        shown = await in_time(
-            [service.preview(contents[number]) for number in good], service.limits.answer_seconds
-        )
-        for number, picture in zip(good, shown, strict=True):
-            answers[number]["preview"] = picture
-    result: dict[str, Any] = {
-        "run": model.name,
-        "seconds": round(time.perf_counter() - began, 3),
-        "pictures": answers,
-    }
-    errors = [caption.error for caption in found if caption.error is not None]
-    if len(errors) == len(found):
-        result |= {"error": f"the picture {errors[0]}", "status_code": 422}
-    return result
-
-
-def _answer(name: str, caption: Caption) -> dict[str, Any]:
-    """One picture of an answer."""
-    if caption.error is not None:
-        return {"name": name, "error": caption.error}
-    answer = {**_sentence(caption), "alternatives": [_sentence(other) for other in caption.alternatives]}
-    if caption.attention is not None:
-        answer["words"] = list(caption.words)
-        answer["attention"] = caption.attention.astype(float).round(5).tolist()  # (T, h, w)
-    return {"name": name, **answer}
-
-
-def _sentence(caption: Any) -> Mapping[str, Any]:
+def _sentence(caption: Any) -> dict[str, Any]:
     return {
         "caption": caption.text,
         # An empty caption of a run that never learnt to end has none.
@@ -184,9 +118,11 @@ def _sentence(caption: Any) -> Mapping[str, Any]:
     }
 
 
-def log_to_stderr() -> None:
-    """Errors of requests, with their cause, on stderr."""
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
-        log.addHandler(handler)
+def _limits_text(limits: ServeLimits) -> str:
+    file, body = limits.picture.file_bytes / 2**20, limits.body_bytes / 2**20
+    return (
+        f"Pictures in, captions out. A picture may have {file:g} MiB and "
+        f"{limits.picture.pixels / 1e6:g} million pixels, a request {body:g} MiB and "
+        f"{limits.pictures} pictures; {limits.waiting} pictures may wait at a time. Pictures are held in "
+        'memory while they are described, and nowhere else. Errors are {"error": "a sentence"}.'
+    )

@@ -1,9 +1,12 @@
 """The gate before page and API: who may ask, what for, how large and how slow a request may be.
 
-In: an ASGI application. Out: the same, guarded. A request goes on only if its Host is one of ours (so no
+In: a FastAPI application. Out: the same, guarded. A request goes on only if its Host is one of ours (so no
 foreign page can reach us by renaming itself), its Origin is ours or none, it has the token if one is set,
 and it asks for something that is there. Its body is read here, counted and timed, before the application
 runs. Whatever is refused gets a sentence in JSON. Reads and writes no file.
+
+Starlette's `TrustedHostMiddleware` knows no numeric addresses, no Origin and no sentence; uvicorn's
+`limit_concurrency` counts no bytes and times no body. So both checks are made here.
 """
 
 from __future__ import annotations
@@ -19,6 +22,8 @@ from http.cookies import CookieError, SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs
 
+from starlette.routing import Match
+
 from captioner.apps.serving.service import ServeLimits
 
 Message = MutableMapping[str, Any]
@@ -26,24 +31,16 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 COOKIE = "captioner"
-_POSTS = {"/api/caption", "/api/generate", "/api/chat", "/api/show", "/login"}
-# Of all that Gradio can do, the page needs only to be shown: nothing there takes a file, a path or a call.
-_GETS = re.compile(
-    r"/|/healthz|/docs|/openapi\.json|/api/(runs|tags|version|ps)|/page/[\w.-]+|/examples/\d+\.png"
-    r"|/config/?|/theme\.css|/favicon\.ico|/manifest\.json|/robots\.txt|/(static|assets)/[\w./ @+-]+"
-    r"|/gradio_api/(info|startup-events|theme\.css|app_id|heartbeat/\w+)"
-)
+_WITH_PICTURES = {"/api/caption", "/api/generate", "/api/chat"}
 _OPEN = {"/healthz", "/login", "/favicon.ico", "/page/plain.css"}  # without a token
 _SMALL_BODY = 64 * 2**10  # of a request that carries no picture
-_LINGER_SECONDS = 2.0
 _HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "same-origin",  # with no-referrer a browser calls its own forms' origin null
-    # Nothing is fetched from or sent to anybody else, whatever the page's libraries would like.
+    # Nothing is fetched from or sent to anybody else; nothing runs that is not a file of ours.
     "content-security-policy": (
-        "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
-        "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
-        "connect-src 'self' blob:; frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
+        "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' blob:; "
+        "frame-ancestors 'self'; base-uri 'self'; form-action 'self'"
     ),
 }
 
@@ -63,21 +60,25 @@ class Guard:
         app: what is guarded.
         limits: sizes and times.
         hosts: names that a Host header may have; numeric addresses always may.
+        allowed: names by which clients may call this machine, and whose pages may ask, at any port: behind a
+            proxy, a page's Origin is the proxy's. As in an address bar, or `*.example.org`.
         token: what clients must know, or empty.
         login_page: HTML for a browser that does not have the token.
     """
 
     def __init__(
         self,
-        app: Callable[..., Awaitable[None]],
+        app: Any,
         limits: ServeLimits,
         *,
         hosts: Iterable[str] = (),
+        allowed: Iterable[str] = (),
         token: str = "",
         login_page: str = "",
     ) -> None:
         self._app, self._limits = app, limits
-        self._hosts = {"localhost", *(host.lower() for host in hosts)}
+        self._allowed = {host_name(name) for name in allowed}
+        self._hosts = {"localhost", *map(host_name, hosts), *self._allowed}
         self._token, self._login_page = token, login_page
         self._cookie = secrets.token_urlsafe(32)  # what a browser gets for the token, until we end
         self._held = 0
@@ -89,42 +90,67 @@ class Guard:
             try:
                 await self._serve(scope, receive, _with_headers(send))
             except Refusal as refusal:
-                await _refuse(refusal, scope, receive, _with_headers(send))
+                await self._refuse(refusal, scope, receive, _with_headers(send))
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        path, method = scope["path"], scope["method"]
+        path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"
+        scope = {**scope, "path": path, "raw_path": path.encode()}
         self._check_host(headers)
         known = self._knows_token(headers) or path in _OPEN
-        if not known and method == "GET" and "text/html" in headers.get("accept", ""):
+        if not known and scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
             raise Refusal(401, self._login_page, (("content-type", "text/html; charset=utf-8"),))
         if not known:
             raise Refusal(
                 401, "a token is needed: Authorization: Bearer TOKEN", (("www-authenticate", "Bearer"),)
             )
-        _check_route(path, method)
-        if path == "/":
-            scope = {**scope, "query_string": b""}  # Gradio would open files that it names
+        if scope["method"] == "HEAD":  # as GET; the server sends no body
+            scope["method"] = "GET"
+        self._check_route(scope)
         body = await self._read(receive, path, headers)
         try:
             if path == "/login":
-                await self._login(body, scope, send)
+                await self._login(body, send)
             else:
                 await self._app(scope, body.receive, send)
         finally:
             self._held -= body.size
 
-    # Who asks.
+    # Who asks, and for what.
 
     def _check_host(self, headers: dict[str, str]) -> None:
-        host = _name_of(headers.get("host", ""))
-        if host not in self._hosts and not _is_address(host):
+        given = headers.get("host", "").lower()
+        host = _name_of(given)
+        # Clients of HTTP/1.0, health checks for one, may name none; browsers always do.
+        if host and not (_is_among(host, self._hosts) or _is_address(host)):
             raise Refusal(
-                421, f'this server is not called "{host[:80]}"; if it should be, start it with --allow-host'
+                421,
+                f'this server is not called "{host[:80]}"; if it should be, start it with '
+                f"--allow-host {host[:80]}",
             )
         origin = headers.get("origin")
-        if origin is not None and origin.partition("://")[2].lower() != headers["host"].lower():
-            raise Refusal(403, f"pages of {origin[:80]} may not use this server")
+        if origin is None:
+            return
+        page = origin.partition("://")[2].lower()
+        if page and (page == given or _is_among(_name_of(page), self._allowed)):
+            return
+        remedy = f"; behind a proxy, start it with --allow-host {_name_of(page)[:80]}" if page else ""
+        raise Refusal(403, f"pages of {origin[:80]} may not use this server{remedy}")
+
+    def _check_route(self, scope: Any) -> None:
+        path, method = scope["path"], scope["method"]
+        methods = {"POST"} if path == "/login" else set()
+        for route in self._app.routes:
+            match, _ = route.matches(scope)
+            if match is not Match.NONE:
+                methods |= getattr(route, "methods", None) or {"GET"}  # a folder of files has none
+        if not methods:
+            raise Refusal(404, f'there is no "{path[:80]}" here; /docs says what is')
+        allowed = "POST" if "POST" in methods else "GET, HEAD"
+        if method == "OPTIONS":
+            raise Refusal(204, "", (("allow", allowed),))
+        if method not in methods:
+            raise Refusal(405, f"{path} takes {allowed}, not {method[:16]}", (("allow", allowed),))
 
     def _knows_token(self, headers: dict[str, str]) -> bool:
         if not self._token:
@@ -138,7 +164,7 @@ class Guard:
             return False
         return cookie is not None and _same(cookie.value, self._cookie)
 
-    async def _login(self, body: Body, scope: Any, send: Send) -> None:
+    async def _login(self, body: Body, send: Send) -> None:
         given = parse_qs(b"".join(body.pieces).decode("utf-8", "replace")).get("token", [""])[0]
         if self._token and not _same(given, self._token):
             await asyncio.sleep(1)  # so that guessing takes its time
@@ -154,8 +180,7 @@ class Guard:
         Raises:
             Refusal: too large, too slow, or the server holds as much as it may.
         """
-        pictures = path in _POSTS - {"/login", "/api/show"}
-        most = self._limits.body_bytes if pictures else _SMALL_BODY
+        most = self._limits.body_bytes if path in _WITH_PICTURES else _SMALL_BODY
         announced = headers.get("content-length", "0")
         if announced.isdecimal() and int(announced) > most:
             raise _too_large(most)
@@ -187,6 +212,23 @@ class Guard:
         self._held += len(piece)
         body.add(piece)
 
+    async def _refuse(self, refusal: Refusal, scope: Any, receive: Receive, send: Send) -> None:
+        """Answers, and closes; reads on for a moment: a client that is still sending gets the answer, too."""
+        html = any(key == "content-type" for key, _ in refusal.headers)
+        text = refusal.reason if html else json.dumps({"error": refusal.reason}, ensure_ascii=False) + "\n"
+        kind = () if html else (("content-type", "application/json; charset=utf-8"),)
+        headers = (*refusal.headers, *kind, ("connection", "close"))
+        await _send_text(send, refusal.status, text, headers, more=True)
+        try:
+            async with asyncio.timeout(self._limits.linger_seconds):
+                while scope["method"] == "POST":
+                    message = await receive()
+                    if message["type"] == "http.disconnect" or not message.get("more_body"):
+                        break
+        except TimeoutError:
+            pass
+        await send({"type": "http.response.body", "body": b""})
+
 
 class Body:
     """A request's body, read; handed on piece by piece, and let go."""
@@ -212,20 +254,31 @@ class Body:
         return {"type": "http.request", "body": piece, "more_body": self._next < len(self.pieces)}
 
 
-def _check_route(path: str, method: str) -> None:
-    posts = path in _POSTS
-    if not posts and not _GETS.fullmatch(path):
-        raise Refusal(404, f'there is no "{path[:80]}" here; /docs says what is')
-    if method not in (("POST",) if posts else ("GET", "HEAD")):
-        allowed = "POST" if posts else "GET, HEAD"
-        raise Refusal(405, f"{path} takes {allowed}, not {method[:16]}", (("allow", allowed),))
+def host_name(written: str) -> str:
+    """The name of a host as it stands in a Host header, however a person wrote it.
+
+    >>> host_name("https://Photos.example.org:8443/"), host_name("bücher.example.")
+    ('photos.example.org', 'xn--bcher-kva.example')
+    """
+    name = _name_of(written.strip().partition("://")[2] or written.strip()).partition("/")[0]
+    try:
+        return name.encode("idna").decode("ascii") if not name.isascii() else name
+    except UnicodeError:
+        return name
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header, without its port and brackets."""
+    """The name in a Host header, without its port, brackets and final dot."""
+    host = host.partition("/")[0].lower()
     if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.rpartition(":")[0].lower() if ":" in host else host.lower()
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].removesuffix(".") if host.count(":") < 2 else host
+
+
+def _is_among(host: str, names: Iterable[str]) -> bool:
+    return any(
+        host == name or (name.startswith("*.") and host.endswith(name.removeprefix("*"))) for name in names
+    )
 
 
 def _is_address(host: str) -> bool:
@@ -255,24 +308,6 @@ def _with_headers(send: Send) -> Send:
         await send(message)
 
     return sending
-
-
-async def _refuse(refusal: Refusal, scope: Any, receive: Receive, send: Send) -> None:
-    """Answers, and closes; reads on for a moment, so that a client that is still sending gets the answer."""
-    html = any(key == "content-type" for key, _ in refusal.headers)
-    text = refusal.reason if html else json.dumps({"error": refusal.reason}, ensure_ascii=False) + "\n"
-    kind = () if html else (("content-type", "application/json; charset=utf-8"),)
-    headers = (*refusal.headers, *kind, ("connection", "close"))
-    await _send_text(send, refusal.status, text, headers, more=True)
-    try:
-        async with asyncio.timeout(_LINGER_SECONDS):
-            while scope["method"] == "POST":
-                message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body"):
-                    break
-    except TimeoutError:
-        pass
-    await send({"type": "http.response.body", "body": b""})
 
 
 async def _send_text(

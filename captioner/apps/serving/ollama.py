@@ -1,7 +1,7 @@
 """The same captions in the shape of Ollama's API, so that what speaks to Ollama can use one's own model.
 
     POST /api/generate   a prompt with pictures → a caption       (PhotoPrism, for one)
-    POST /api/chat       messages, the last one with pictures → a caption
+    POST /api/chat       messages, one of them with pictures → a caption of the latest pictures
     GET  /api/tags, /api/ps, /api/version; POST /api/show         what clients ask before
 
 The prompt is not read: these models have one thing to say. Of `options`, `num_predict` limits the words, and
@@ -11,118 +11,197 @@ The prompt is not read: these models have one thing to say. Of `options`, `num_p
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from captioner.apps.serving.api import answering, captions_of
-from captioner.apps.serving.requests import check_count, json_object, option, unpacked
-from captioner.apps.serving.service import Served, Service
+from fastapi import FastAPI, Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, Field
+
+from captioner.apps.serving.endpoints import captions_of
+from captioner.apps.serving.requests import check_count, decode_base64
+from captioner.apps.serving.schemas import FAILURES, OPTIONS, CaptionFields, RunName, expecting, validated
+from captioner.apps.serving.service import ServedModel, Service
 from captioner.errors import ConfigError
 from captioner.inference.caption import CaptionOptions
 from captioner.version import __version__
 
 SEARCH_BELOW = 0.2  # temperatures that ask for the likeliest caption
 _DRAWING = ("temperature", "top_k", "top_p")
+_PICTURES = "a list of pictures in base64"
+_OPTIONS_MEANING = (
+    "num_predict: most words; with a temperature above 0.2, words are drawn at random, by top_k, top_p and "
+    "seed, too"
+)
+
+Pictures = Annotated[list[Any] | None, expecting(_PICTURES)]
 
 
-def add_ollama(api: Any, service: Service) -> None:
+class _Wanted(BaseModel):
+    model: RunName | None = Field("", description="a run's name, with or without :latest; empty: the first")
+    stream: bool | None = Field(True, description="true if missing, as with Ollama: one JSON line")
+    options: Annotated[dict[str, Any] | None, expecting("an object")] = Field(
+        None, description=_OPTIONS_MEANING
+    )
+
+
+class GenerateRequest(_Wanted):
+    """A request to /api/generate."""
+
+    images: Pictures = Field(None, description=_PICTURES)
+    prompt: Any = Field(None, description="not read")
+
+
+class Message(BaseModel):
+    """One message of a conversation."""
+
+    role: Any = None
+    content: Any = Field(None, description="not read")
+    images: Pictures = Field(None, description=_PICTURES)
+
+
+Messages = Annotated[list[Message] | None, expecting("a list of messages, one of them with `images`")]
+
+
+class ChatRequest(_Wanted):
+    """A request to /api/chat."""
+
+    messages: Messages = None
+
+
+class ShowRequest(BaseModel):
+    """A request to /api/show: the name under either word."""
+
+    model: RunName | None = None
+    name: RunName | None = None
+
+
+class _JSONRoute(APIRoute):
+    """A route that takes bodies for JSON whatever their content type says: `curl -d` says a form."""
+
+    def get_route_handler(self) -> Callable[[Request], Any]:
+        handler = super().get_route_handler()
+
+        async def as_json(request: Request) -> Any:
+            others = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+            headers = [*others, (b"content-type", b"application/json")]
+            return await handler(Request({**request.scope, "headers": headers}, request.receive))
+
+        return as_json
+
+
+def add_ollama(api: FastAPI, service: Service) -> None:
     """Adds these endpoints to an application."""
 
-    @answering
-    async def generate(request: Any) -> Any:
-        given = json_object(await request.body())
-        return await _speak(service, given, given.get("images"), lambda text: {"response": text})
+    async def generate(wanted: GenerateRequest) -> Any:
+        if not wanted.images and wanted.prompt:
+            raise ConfigError("images: no picture; these models describe pictures, and read no prompt")
+        return await _generate(service, wanted, wanted.images, lambda text: {"response": text})
 
-    @answering
-    async def chat(request: Any) -> Any:
-        given = json_object(await request.body())
-        messages = given.get("messages")
-        last = messages[-1] if isinstance(messages, list) and messages else None
-        if not isinstance(last, dict):
-            raise ConfigError("messages: expected a list, its last with `images`")
-        return await _speak(
-            service,
-            given,
-            last.get("images"),
-            lambda text: {"message": {"role": "assistant", "content": text}},
+    async def chat(wanted: ChatRequest) -> Any:
+        messages = wanted.messages or []
+        latest = next((message.images for message in reversed(messages) if message.images), None)
+        if messages and not latest:
+            raise ConfigError("messages: no picture in any of them; one needs `images`, a list in base64")
+        return await _generate(
+            service, wanted, latest, lambda text: {"message": {"role": "assistant", "content": text}}
         )
 
-    @answering
-    async def tags(_: Any) -> Any:
+    async def show(wanted: ShowRequest) -> Any:
+        return _shown(service.model(wanted.model or wanted.name))
+
+    @api.get("/api/ps", include_in_schema=False)
+    @api.get("/api/tags", summary="The models, as Ollama lists them")
+    async def tags() -> Any:
         return {"models": [_listed(model) for model in service.models.values()]}
 
-    @answering
-    async def show(request: Any) -> Any:
-        given = json_object(await request.body())
-        return _shown(service.model(str(given.get("model") or given.get("name") or "")))
-
-    @answering
-    async def version(_: Any) -> Any:
+    @api.get("/api/version", summary="The version, as Ollama gives it")
+    async def version() -> Any:
         return {"version": __version__}
 
-    for path, endpoint in (("generate", generate), ("chat", chat), ("show", show)):
-        api.add_route(f"/api/{path}", endpoint, methods=["POST"])
-    for path, endpoint in (("tags", tags), ("ps", tags), ("version", version)):
-        api.add_route(f"/api/{path}", endpoint, methods=["GET"])
+    example = (
+        f"""curl localhost:7860/api/generate -d '{{"model": "{service.default.name}", "stream": false, """
+        """"images": ["'"$(base64 -w0 dog.jpg)"'"]}'"""
+    )
+    for path, endpoint, summary, examples in (
+        ("/api/generate", generate, "The same in Ollama's shape, for PhotoPrism and others", [example]),
+        ("/api/chat", chat, "The same in the shape of Ollama's conversations", []),
+        ("/api/show", show, "A model, as Ollama shows it", []),
+    ):
+        api.router.add_api_route(
+            path,
+            endpoint,
+            methods=["POST"],
+            summary=summary,
+            responses=FAILURES,
+            openapi_extra={"x-examples": examples},
+            route_class_override=_JSONRoute,
+        )
 
 
-async def _speak(service: Service, given: Mapping[str, Any], images: Any, said: Any) -> Any:
+async def _generate(
+    service: Service, wanted: _Wanted, images: Sequence[Any] | None, said: Callable[[str], dict[str, Any]]
+) -> Any:
     """The answer to one request; several pictures give a line each."""
     began = time.perf_counter_ns()
-    model = service.model(_text(given, "model"))
-    stream = given.get("stream", True)
+    model = service.model(wanted.model)
     if not images:
         # So do clients ask Ollama to load a model: nothing to say, and that is done.
-        return _answer(model, said(""), stream, reason="load", began=began)
-    if not isinstance(images, list):
-        raise ConfigError("images: expected a list of pictures in base64")
+        return _answer(model, said(""), wanted.stream, reason="load", began=began)
     check_count(images, service.limits.pictures)
-    pictures = [unpacked(image, f"images[{number}]") for number, image in enumerate(images)]
-    found = await captions_of(service, model, pictures, wishes_of(given.get("options")))
+    pictures = await asyncio.to_thread(
+        lambda: [decode_base64(image, f"images[{number}]") for number, image in enumerate(images)]
+    )
+    found = await captions_of(service, model, pictures, options_from(wanted.options))
     errors = [caption.error for caption in found if caption.error is not None]
     if errors:
         raise ConfigError(f"the picture {errors[0]}")
     words = sum(len(caption.words) for caption in found)
     text = "\n".join(caption.text for caption in found)
-    return _answer(model, said(text), stream, reason="stop", began=began, words=words)
+    return _answer(model, said(text), wanted.stream, reason="stop", began=began, words=words)
 
 
-def wishes_of(given: Any) -> CaptionOptions:
+def options_from(given: Mapping[str, Any] | None) -> CaptionOptions:
     """Ollama's `options` as ours; those that these models do not have are passed over, as Ollama does.
 
-    >>> wishes_of({"temperature": 0.1, "num_ctx": 4096}) == CaptionOptions()
+    >>> options_from({"temperature": 0.1, "num_ctx": 4096}) == CaptionOptions()
     True
-    >>> wishes_of({"temperature": 0.8, "num_predict": 12})
-    CaptionOptions(beam=None, n_best=1, max_words=12, length_normalisation=None, no_repeat=None, \
-temperature=0.8, top_k=None, top_p=None, seed=0, attention=False, batch_size=32)
+    >>> options_from({"temperature": 0.8, "num_predict": 12}) == CaptionOptions(max_words=12, temperature=0.8)
+    True
     """
-    if given is None:
+    if not given:
         return CaptionOptions()
-    if not isinstance(given, dict):
-        raise ConfigError("options: expected an object")
     wishes: dict[str, Any] = {}
     words = given.get("num_predict")
     if isinstance(words, int) and words > 0:  # -1 and -2 mean no limit there
-        wishes["max_words"] = min(words, 60)
+        wishes["max_words"] = min(words, OPTIONS["max_words"][2])
     temperature = given.get("temperature")
     if temperature is not None and not isinstance(temperature, int | float):
         raise ConfigError(f"temperature {temperature!r}: expected a number")
     if temperature is not None and temperature > SEARCH_BELOW:
-        wishes |= {name: option(name, given[name]) for name in _DRAWING if given.get(name) is not None}
+        wishes |= {name: given.get(name) for name in _DRAWING}
         seed = given.get("seed")
         wishes["seed"] = seed % 2**53 if isinstance(seed, int) else 0  # -1 is usual for any
-    return CaptionOptions.of(wishes)
+    return CaptionOptions.of(
+        validated(CaptionFields, wishes).model_dump(include=set(wishes), exclude_none=True)
+    )
 
 
 def _answer(
-    model: Served, said: Mapping[str, Any], stream: Any, *, reason: str, began: int, words: int = 0
+    model: ServedModel,
+    said: Mapping[str, Any],
+    stream: bool | None,
+    *,
+    reason: str,
+    began: int,
+    words: int = 0,
 ) -> Any:
-    from starlette.responses import Response
-
     spent = time.perf_counter_ns() - began
     answer = {
         "model": f"{model.name}:latest",
@@ -143,7 +222,7 @@ def _answer(
     return Response(json.dumps(answer, ensure_ascii=False) + "\n", media_type="application/x-ndjson")
 
 
-def _listed(model: Served) -> dict[str, Any]:
+def _listed(model: ServedModel) -> dict[str, Any]:
     name = f"{model.name}:latest"
     modified = datetime.fromtimestamp(model.about.get("modified", 0), UTC).isoformat()
     return {
@@ -156,7 +235,7 @@ def _listed(model: Served) -> dict[str, Any]:
     }
 
 
-def _shown(model: Served) -> dict[str, Any]:
+def _shown(model: ServedModel) -> dict[str, Any]:
     return {
         "modelfile": "",
         "parameters": "",
@@ -167,14 +246,7 @@ def _shown(model: Served) -> dict[str, Any]:
     }
 
 
-def _details(model: Served) -> dict[str, Any]:
+def _details(model: ServedModel) -> dict[str, Any]:
     families = ["captioner", str(model.about.get("encoder", ""))]
     sizes = {"parameter_size": f"{model.about.get('bytes', 0) / 4e6:.1f}M", "quantization_level": "F32"}
     return {"parent_model": "", "format": "safetensors", "family": "captioner", "families": families, **sizes}
-
-
-def _text(given: Mapping[str, Any], name: str) -> str:
-    value = given.get(name) or ""
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} {value!r}: expected a name")
-    return value

@@ -1,26 +1,29 @@
 """Run folders as models to serve: which folders are meant, what each is, its networks when first asked for.
 
-In: run folders, or folders of run folders. Out: `Served` models. Reads the run folders; loads TensorFlow
+In: run folders, or folders of run folders. Out: `ServedModel` models. Reads the run folders; loads TensorFlow
 only when a network is wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from captioner.apps.serving.service import Served
+from captioner.apps.serving.service import ServedModel
 from captioner.errors import RunError
 from captioner.inference.caption import Caption, CaptionOptions
+from captioner.inference.compiled_captioner import CompiledCaptioner
 from captioner.inference.loading import load_captioner
 from captioner.runs.run_folder import CONFIG, Run
 from captioner.system import console
+from captioner.system.hardware import cores
 
 
-def open_runs(folders: Sequence[str | Path]) -> list[Served]:
+def open_runs(folders: Sequence[str | Path]) -> list[ServedModel]:
     """The models of run folders, and of all finished runs in a folder of runs; none is loaded yet.
 
     Raises:
@@ -33,7 +36,7 @@ def open_runs(folders: Sequence[str | Path]) -> list[Served]:
         else:
             found |= dict.fromkeys(_runs_in(folder))
     names = _names(list(found))
-    return [_served(Run.open(folder), name) for folder, name in zip(found, names, strict=True)]
+    return [_served_model(Run.open(folder), name) for folder, name in zip(found, names, strict=True)]
 
 
 def _runs_in(folder: Path) -> list[Path]:
@@ -68,15 +71,21 @@ class _Networks:
     def __init__(self, run: Run) -> None:
         self._folder = run.folder
         self._captioners: dict[bool, Any] = {}  # for words found by search, for words drawn
+        self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="encode")
 
     def caption(self, pixels: np.ndarray, options: CaptionOptions) -> list[Caption]:
-        found: list[Caption] = self._loaded(options).caption(list(pixels), **vars(options))
+        """The captions of (n, H, W, 3) pixels that `read_image` gave already."""
+        captioner = self._captioner(options)
+        if isinstance(captioner, CompiledCaptioner):  # encodes one by one: here, one in each thread
+            rows = list(self._threads.map(captioner.encode, pixels[:, None]))
+            features = np.concatenate(rows)  # (n, P, C)
+        else:
+            features = captioner.encode(pixels)
+        found: list[Caption] = captioner.caption_features(features, **vars(options))
         return found
 
-    def _loaded(self, options: CaptionOptions) -> Any:
+    def _captioner(self, options: CaptionOptions) -> Any:
         if options.drawn not in self._captioners:
-            from captioner.inference.compiled_captioner import CompiledCaptioner
-
             heavy = [one for one in self._captioners.values() if not isinstance(one, CompiledCaptioner)]
             self._captioners[options.drawn] = (
                 heavy[0] if heavy else load_captioner(self._folder, vars(options), quiet=True)
@@ -84,7 +93,7 @@ class _Networks:
         return self._captioners[options.drawn]
 
 
-def _served(run: Run, name: str) -> Served:
+def _served_model(run: Run, name: str) -> ServedModel:
     best = run.best
     if best is None:
         raise RunError(f"{run.folder}: no finished epoch yet; go on with `captioner train … --resume`")
@@ -98,4 +107,4 @@ def _served(run: Run, name: str) -> Served:
         "bytes": sum(path.stat().st_size for path in (run.folder / "best").iterdir()),
         "modified": (run.folder / "best" / "best.json").stat().st_mtime,
     }
-    return Served(name, (height, width), _Networks(run).caption, run.config.decode, about)
+    return ServedModel(name, (height, width), _Networks(run).caption, run.config.decode, about)

@@ -8,26 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import signal
 import socket
-import tempfile
 import webbrowser
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.apps.serving.service import Served, ServeLimits, Service
-from captioner.errors import CaptionerError, ConfigError, MissingExtra
+from captioner.apps.serving.service import ServedModel, ServeLimits, Service
+from captioner.errors import CaptionerError, MissingExtra
 from captioner.inference.caption import CaptionOptions
 from captioner.system import console
 
-OLDEST_GRADIO = (6, 20)
-
 
 @dataclass(frozen=True)
-class Place:
+class ServerAddress:
     """Where a server listens, and to whom."""
 
     host: str = "127.0.0.1"
@@ -37,21 +33,21 @@ class Place:
     open_page: bool = False  # in this machine's browser
 
 
-def serve(runs: Sequence[str | Path], place: Place, limits: ServeLimits | None = None) -> None:
+def serve(runs: Sequence[str | Path], address: ServerAddress, limits: ServeLimits | None = None) -> None:
     """Serves the models of run folders until stopped.
 
     Raises:
-        MissingExtra: Gradio is not installed, or too old.
+        MissingExtra: FastAPI, uvicorn or what they need is not installed.
         RunError: a folder holds no finished run.
         CaptionerError: the address cannot be listened on.
     """
     _check_extra()
     from captioner.apps.serving.served_models import open_runs
 
-    with listening(place.host, place.port) as listener:
+    with listening(address.host, address.port) as listener:
         service = Service(open_runs(runs), limits)
         try:
-            _serve(service, place, listener)
+            _serve(service, address, listener)
         finally:
             service.close()
 
@@ -77,20 +73,25 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         yield listener
 
 
-def application(service: Service, place: Place, port: int) -> Any:
+def application(service: Service, address: ServerAddress) -> Any:
     """Page and API behind their guard, as an ASGI application."""
     from captioner.apps.serving.api import build_api
     from captioner.apps.serving.guard import Guard
-    from captioner.apps.serving.page import add_files, example_pictures, login_page, mount_page
+    from captioner.apps.serving.page import add_page, login_page
 
     api = build_api(service)
-    add_files(api, example_pictures())
-    mount_page(api, service, host=place.host, port=port)
-    names = [place.host, socket.gethostname(), f"{socket.gethostname()}.local", *place.names]
-    return Guard(api, service.limits, hosts=names, token=place.token, login_page=login_page())
+    add_page(api, service)
+    return Guard(
+        api,
+        service.limits,
+        hosts=[address.host, socket.gethostname(), f"{socket.gethostname()}.local"],
+        allowed=address.names,
+        token=address.token,
+        login_page=login_page(),
+    )
 
 
-def warm_up(service: Service, model: Served, picture: bytes) -> None:
+def warm_up(service: Service, model: ServedModel, picture: bytes) -> None:
     """Loads a model and has it caption once, so that the first client does not wait.
 
     Raises:
@@ -101,69 +102,56 @@ def warm_up(service: Service, model: Served, picture: bytes) -> None:
         raise CaptionerError(f"{model.name}: cannot caption an example picture: it {caption.error}")
 
 
-def _serve(service: Service, place: Place, listener: socket.socket) -> None:
+def _serve(service: Service, address: ServerAddress, listener: socket.socket) -> None:
     import uvicorn
 
-    from captioner.apps.serving.api import log_to_stderr
-    from captioner.apps.serving.connections import protocol_class
     from captioner.apps.serving.page import example_pictures
 
     others = f", and {len(service.models) - 1} more when asked for" if len(service.models) > 1 else ""
     console.info(f"loading {service.default.name}{others}")
     warm_up(service, service.default, example_pictures()[0])
-    log_to_stderr()
-    port = listener.getsockname()[1]
-    address = f"http://{_written(place.host)}:{port}"
-    with tempfile.TemporaryDirectory(prefix="captioner-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # not the one that all Gradio programs share
-        config = uvicorn.Config(
-            application(service, place, port),
-            http=protocol_class(service.limits),
-            ws="none",
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            timeout_keep_alive=15,
-            timeout_graceful_shutdown=3,
-            h11_max_incomplete_event_size=32 * 2**10,
-        )
-        _announce(address, place)
-        server = uvicorn.Server(config)
-        # uvicorn ends in good order, and then passes the signal on: both mean that all is well.
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+    config = uvicorn.Config(
+        application(service, address),
+        http=protocol_class(service.limits),
+        ws="none",
+        log_level="error",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=3,
+        h11_max_incomplete_event_size=32 * 2**10,
+    )
+    _announce(f"http://{_written(address.host)}:{listener.getsockname()[1]}", address)
+    server = uvicorn.Server(config)
+    # uvicorn ends in good order, and then passes the signal on: both mean that all is well.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
     console.info("stopped")
 
 
-def _announce(address: str, place: Place) -> None:
-    console.info(f"page:  {address}/")
-    console.info(f"API:   {address}/docs")
-    if not _is_loopback(place.host) and not place.token:
+def _announce(url: str, address: ServerAddress) -> None:
+    console.info(f"page:  {url}/")
+    console.info(f"API:   {url}/docs")
+    if not _is_loopback(address.host) and not address.token:
         console.info(
-            f"warning: whoever reaches {place.host} can use this server; ask for a token with --token or "
+            f"warning: whoever reaches {address.host} can use this server; ask for a token with --token or "
             "$CAPTIONER_TOKEN"
         )
     console.info("Ctrl-C ends it")
-    if place.open_page:
-        webbrowser.open(f"{address}/")
+    if address.open_page:
+        webbrowser.open(f"{url}/")
 
 
 def _check_extra() -> None:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported: nothing is told to anybody
     try:
-        import gradio
+        import fastapi  # noqa: F401
+        import jinja2  # noqa: F401
+        import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:
         raise MissingExtra("serve", "captioner serve") from error
-    version = tuple(int(part) for part in gradio.__version__.split(".")[:2])
-    if version < OLDEST_GRADIO:
-        oldest = ".".join(map(str, OLDEST_GRADIO))
-        raise ConfigError(
-            f"Gradio {gradio.__version__} is installed, which has known security holes; expected {oldest} or "
-            f"later: pip install 'captioner[serve]' 'gradio>={oldest}'"
-        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -180,3 +168,57 @@ def _written(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):
         return "localhost"
     return f"[{host}]" if ":" in host else host
+
+
+def protocol_class(limits: ServeLimits) -> Any:
+    """uvicorn's HTTP protocol, with `limits.header_seconds`, `.idle_seconds` and `.connections` kept.
+
+    uvicorn itself times only what lies between two requests, so that a client could hold a connection open
+    for ever by sending one letter an hour; its `limit_concurrency` counts connections whose head is there.
+    """
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    class PunctualProtocol(H11Protocol):
+        """A connection that is cut when its client lets it wait."""
+
+        _head: Any = None  # running while a request's head is expected
+        _stuck: Any = None  # running while the client takes nothing of what it is sent
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if len(self.connections) > limits.connections:
+                transport.abort()
+            else:
+                self._head = self.loop.call_later(limits.header_seconds, self._cut)
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            answering = self.cycle is not None and not self.cycle.response_complete
+            if answering:
+                self._head = _stop(self._head)
+            elif self._head is None:  # the next request on this connection has begun
+                self._head = self.loop.call_later(limits.header_seconds, self._cut)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._stuck = self.loop.call_later(limits.idle_seconds, self._cut)
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            self._stuck = _stop(self._stuck)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._head, self._stuck = _stop(self._head), _stop(self._stuck)
+            super().connection_lost(exc)
+
+        def _cut(self) -> None:
+            self.transport.abort()
+
+    return PunctualProtocol
+
+
+def _stop(timer: Any) -> Any:
+    """Stops a timer, if it runs; gives what takes its place."""
+    if timer is not None:
+        timer.cancel()
+    return None

@@ -44,6 +44,7 @@ class ServeLimits:
     header_seconds: float = 10.0  # until the head of a request is there
     idle_seconds: float = 10.0  # between two pieces of a body
     body_seconds: float = 90.0  # for a whole body
+    linger_seconds: float = 2.0  # for which a refused request is read on, so that its client gets the answer
     answer_seconds: float = 60.0  # until pictures are captioned; else they are given up
 
 
@@ -51,7 +52,7 @@ class UnknownRun(RunError):
     """A name by which no model is served."""
 
 
-class Busy(CaptionerError):
+class Overloaded(CaptionerError):
     """More is asked for than fits; `retry_seconds` says when to come again."""
 
     def __init__(self, retry_seconds: int) -> None:
@@ -60,7 +61,7 @@ class Busy(CaptionerError):
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class ServedModel:
     """A model that is served.
 
     Args:
@@ -77,6 +78,11 @@ class Served:
     decode: DecodeConfig = DecodeConfig()
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    def described(self) -> dict[str, Any]:
+        """What a client may know of it, as JSON."""
+        about = {key: value for key, value in self.about.items() if key not in ("bytes", "modified")}
+        return {"name": self.name, **about, "decode": dataclasses.asdict(self.decode)}
+
 
 class Service:
     """All models of one server, behind one line.
@@ -86,14 +92,14 @@ class Service:
         limits: see there.
 
     Example:
-        >>> model = Served("toy", (8, 8), lambda pixels, options: [Caption("", "a dog")] * len(pixels))
+        >>> model = ServedModel("toy", (8, 8), lambda pixels, options: [Caption("", "a dog")] * len(pixels))
         >>> service = Service([model])
         >>> service.submit(model, [b"<html>"], CaptionOptions())[0].result().error
         'is no picture that can be read: it is a page of HTML, XML or SVG; was the download refused?'
         >>> service.close()
     """
 
-    def __init__(self, models: Sequence[Served], limits: ServeLimits | None = None) -> None:
+    def __init__(self, models: Sequence[ServedModel], limits: ServeLimits | None = None) -> None:
         if not models:
             raise RunError("no run to serve; name at least one run folder")
         self.models = {model.name: model for model in models}
@@ -102,9 +108,9 @@ class Service:
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         self.batcher = Batcher(_caption, most=BATCH)
         self._lock = threading.Lock()
-        self._inside = 0
+        self._pending = 0
 
-    def model(self, name: str | None) -> Served:
+    def model(self, name: str | None) -> ServedModel:
         """The model of a name; `name:latest` is the same, none is the default.
 
         Raises:
@@ -120,28 +126,28 @@ class Service:
     @property
     def waiting(self) -> int:
         """Pictures that are being decoded, wait, or are being captioned."""
-        return self._inside
+        return self._pending
 
     def submit(
-        self, model: Served, pictures: Sequence[bytes], options: CaptionOptions
+        self, model: ServedModel, pictures: Sequence[bytes], options: CaptionOptions
     ) -> list[Future[Caption]]:
         """Lines pictures up, all or none of them.
 
         Returns:
-            One future a picture; see `part_of`. What is cancelled in time costs nothing.
+            One future a picture; see `requested_part`. What is cancelled in time costs nothing.
 
         Raises:
-            Busy: there is no place for so many.
+            Overloaded: there is no place for so many.
         """
         with self._lock:
-            if self._inside + len(pictures) > self.limits.waiting:
-                raise Busy(self._retry_seconds())
-            self._inside += len(pictures)
-        key = (model, _shared(model, options))
+            if self._pending + len(pictures) > self.limits.waiting:
+                raise Overloaded(self._retry_seconds())
+            self._pending += len(pictures)
+        key = (model, _batch_options(model, options))
         futures = []
         for picture in pictures:
             future: Future[Caption] = Future()
-            future.add_done_callback(self._leave)
+            future.add_done_callback(self._count_out)
             futures.append(future)
             self._threads.submit(self._decode, picture, key, future)
         return futures
@@ -155,28 +161,30 @@ class Service:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
 
-    def _decode(self, picture: bytes, key: tuple[Served, CaptionOptions], future: Future[Caption]) -> None:
+    def _decode(
+        self, picture: bytes, key: tuple[ServedModel, CaptionOptions], future: Future[Caption]
+    ) -> None:
         if future.cancelled():
             return
         try:
             pixels = read_image(picture, size=key[0].size, limits=self.limits.picture)
         except ImageError as error:
-            _settle(future, Caption("", error=error.reason))
+            _fulfil(future, Caption("", error=error.reason))
         except Exception as error:  # MemoryError, say: the client must not wait in vain
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
         else:
             self.batcher.put(key, pixels, future)
 
-    def _leave(self, _: Future[Caption]) -> None:
+    def _count_out(self, _: Future[Caption]) -> None:
         with self._lock:
-            self._inside -= 1
+            self._pending -= 1
 
     def _retry_seconds(self) -> int:
-        return min(60, max(1, math.ceil(self._inside * self.batcher.seconds_per_item)))
+        return min(60, max(1, math.ceil(self._pending * self.batcher.seconds_per_item)))
 
 
-def _caption(key: tuple[Served, CaptionOptions], pixels: list[np.ndarray]) -> Sequence[Caption]:
+def _caption(key: tuple[ServedModel, CaptionOptions], pixels: list[np.ndarray]) -> Sequence[Caption]:
     model, options = key
     return model.caption(np.stack(pixels), options)
 
@@ -189,12 +197,12 @@ def _preview(picture: bytes, limits: Limits) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def _settle(future: Future[Caption], caption: Caption) -> None:
+def _fulfil(future: Future[Caption], caption: Caption) -> None:
     if future.set_running_or_notify_cancel():
         future.set_result(caption)
 
 
-def _shared(model: Served, options: CaptionOptions) -> CaptionOptions:
+def _batch_options(model: ServedModel, options: CaptionOptions) -> CaptionOptions:
     """The same options for all whom the same search can serve, so that they share its batches and its graph.
 
     A beam search has its whole beam to give, and attention costs next to nothing; clients get their part.
@@ -206,7 +214,7 @@ def _shared(model: Served, options: CaptionOptions) -> CaptionOptions:
     return dataclasses.replace(shared, beam=beam, n_best=beam, seed=0)
 
 
-def part_of(caption: Caption, options: CaptionOptions) -> Caption:
+def requested_part(caption: Caption, options: CaptionOptions) -> Caption:
     """What one client asked for, of what was found for several."""
     others = caption.alternatives[: options.n_best - 1]
     attention = caption.attention if options.attention else None

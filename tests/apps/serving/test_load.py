@@ -22,7 +22,7 @@ import pytest
 from PIL import Image
 
 from captioner.data.synthetic.scenes import draw, scenes
-from tests.live import ask, serving, train_runs
+from tests.live import ask, serving
 
 SECONDS = float(os.environ.get("CAPTIONER_LOAD_SECONDS", "60"))
 ENDS = b"\r\n\r\n"
@@ -33,7 +33,7 @@ HEAD = b"POST /api/caption HTTP/1.1\r\nhost: localhost\r\ncontent-type: image/pn
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        importlib.util.find_spec("gradio") is None,
+        importlib.util.find_spec("fastapi") is None,
         reason="the extra is not installed: pip install 'captioner[serve]'",
     ),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is read from /proc"),
@@ -45,7 +45,7 @@ class Crowd:
 
     def __init__(self, address: str, pictures: list[bytes], captions: list[str]) -> None:
         self.address, self.pictures, self.captions = address, pictures, captions
-        self.place = (urlsplit(address).hostname or "", urlsplit(address).port or 0)
+        self.host_and_port = (urlsplit(address).hostname or "", urlsplit(address).port or 0)
         self.end = time.monotonic() + SECONDS
         self.seen: Counter[str] = Counter()
         self.wrong: list[object] = []
@@ -96,7 +96,7 @@ class Crowd:
         if rng.random() < 0.5:
             head = HEAD + b"content-length: 1000000000000\r\n\r\n"
             return f"oversized: {self._send(head + bytes(4096))}"
-        with socket.create_connection(self.place, timeout=120) as link:
+        with socket.create_connection(self.host_and_port, timeout=120) as link:
             link.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n")
             piece = b"40000\r\n" + bytes(0x40000) + b"\r\n"
             with contextlib.suppress(ConnectionError):
@@ -107,7 +107,7 @@ class Crowd:
     def slow(self, rng: random.Random) -> str:
         """A head, or a body, letter by letter."""
         text = rng.choice([HEAD, HEAD + b"content-length: 1000\r\n\r\n" + bytes(1000)])
-        with socket.create_connection(self.place, timeout=120) as link:
+        with socket.create_connection(self.host_and_port, timeout=120) as link:
             with contextlib.suppress(ConnectionError):
                 for letter in text:
                     link.sendall(bytes([letter]))
@@ -130,7 +130,7 @@ class Crowd:
                 return f"bomb: {ask(page, BOMB, 'image/png')[0]}"
             case 4:
                 return f"text: {ask(page, b'not a picture', 'image/png')[0]}"
-        with socket.create_connection(self.place, timeout=120) as link:
+        with socket.create_connection(self.host_and_port, timeout=120) as link:
             link.sendall(HEAD + b"content-length: %d\r\n\r\n" % len(self.pictures[0]) + self.pictures[0])
         return "hung up"
 
@@ -140,7 +140,7 @@ class Crowd:
         return f"varied: {ask(f'{self.address}/api/caption?{query}', self.pictures[0], 'image/png')[0]}"
 
     def _send(self, data: bytes) -> str:
-        with socket.create_connection(self.place, timeout=120) as link:
+        with socket.create_connection(self.host_and_port, timeout=120) as link:
             with contextlib.suppress(ConnectionError):
                 link.sendall(data)
             return _status(link)
@@ -163,9 +163,8 @@ BOMB = _png(Image.new("1", (20_000, 10_000)))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    runs = train_runs(tmp_path_factory.mktemp("load"), ["scenes"])
-    with serving("--run", str(runs / "scenes")) as (address, process):
+def server(served_runs: Path) -> Iterator[tuple[str, int]]:
+    with serving("--run", str(served_runs / "scenes")) as (address, process):
         yield address, process.pid
 
 

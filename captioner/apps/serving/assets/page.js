@@ -1,47 +1,41 @@
 // The page in the browser: takes pictures, asks /api/caption for each, shows what it says and where it looked.
-// Gradio calls `start` when its stage is there, `set` when a control changes, `again` from its button.
 "use strict";
 
-window.captionerPage = (() => {
+addEventListener("DOMContentLoaded", () => {
   const AT_ONCE = 4;  // requests; the server batches them
   const SHOWN_PIXELS = 1000;  // longer side of a picture on the page
   const LIGHT_PIXELS = 96;  // longer side of a drawn attention map; the browser enlarges it
   const WORD_MILLISECONDS = 430;
-  const FIELDS = ["run", "how", "n_best", "beam", "length_normalisation", "no_repeat",
-                  "temperature", "top_k", "top_p", "seed", "max_words"];
   const SEARCHING = ["beam", "length_normalisation", "no_repeat"];
   const DRAWING = ["temperature", "top_k", "top_p", "seed"];
 
-  let config = {runs: [], fileBytes: 0, values: []};
-  let initial = {};  // values of the controls as the server set them
-  let values = {};
+  const config = JSON.parse(document.body.dataset.config);
+  const form = document.getElementById("form");
+  const settings = () => Object.fromEntries(new FormData(form));
+  const initial = settings();  // as the server set them
   const waiting = [];
   let running = 0;
 
   // --- What is asked for -------------------------------------------------------------------------------------
 
-  const named = list => Object.fromEntries(FIELDS.map((name, place) => [name, list[place]]));
-
-  function set(list) {
-    values = named(list);
-    document.body.classList.toggle("drawing", values.how === "draw");
-    describeRun();
-  }
-
   function fields() {
-    const asked = {run: values.run, n_best: values.n_best, attention: true};
+    const values = settings(), asked = {run: values.run, n_best: values.n_best, attention: true};
     // Drawing settings count only when words are drawn; others only where a control was moved, so that each
     // model keeps its own.
     if (values.how === "draw") for (const name of DRAWING) asked[name] = values[name];
     else for (const name of SEARCHING) if (values[name] !== initial[name]) asked[name] = values[name];
     if (values.max_words !== initial.max_words) asked.max_words = values.max_words;
-    return Object.fromEntries(Object.entries(asked).filter(([, value]) => value !== undefined && value !== null));
+    return asked;
+  }
+
+  function settingsChanged() {
+    document.body.classList.toggle("drawing", settings().how === "draw");
+    describeRun();
   }
 
   function describeRun() {
-    const about = document.getElementById("about");
-    const run = config.runs.find(one => one.name === values.run) ?? config.runs[0];
-    if (!about || !run) return;
+    const about = document.getElementById("about"), name = settings().run;
+    const run = config.runs.find(one => one.name === name) ?? config.runs[0];
     const facts = [run.encoder, run.words && `${run.words.toLocaleString("en")} words`];
     if (run.scores?.cider) facts.push(`CIDEr ${run.scores.cider} on its dev pictures`);
     about.textContent = "";
@@ -50,11 +44,18 @@ window.captionerPage = (() => {
 
   // --- Pictures coming in ------------------------------------------------------------------------------------
 
-  function start(element) {
-    config = JSON.parse(element.querySelector(".stage").dataset.config);
-    initial = named(config.values);
-    set(config.values);
-    const drop = element.querySelector("#drop"), input = element.querySelector("#files");
+  function start() {
+    form.addEventListener("submit", event => event.preventDefault());
+    // A slider and its number are one control.
+    for (const slider of form.querySelectorAll("[type=range]")) {
+      const number = slider.parentElement.querySelector("[type=number]");
+      slider.addEventListener("input", () => { number.value = slider.value; });
+      number.addEventListener("change", () => { slider.value = number.value; number.value = slider.value; });
+    }
+    form.addEventListener("input", settingsChanged);
+    document.getElementById("again").addEventListener("click", again);
+    settingsChanged();
+    const drop = form.querySelector("#drop"), input = form.querySelector("#files");
     input.addEventListener("change", () => { add([...input.files]); input.value = ""; });
     let inside = 0;
     const over = on => drop.classList.toggle("over", on);
@@ -72,7 +73,7 @@ window.captionerPage = (() => {
       const files = [...(event.clipboardData?.files ?? [])];
       if (files.length) { event.preventDefault(); add(files); }
     });
-    for (const button of element.querySelectorAll("[data-example]")) {
+    for (const button of form.querySelectorAll("[data-example]")) {
       button.addEventListener("click", async () => {
         const answer = await fetch(`examples/${button.dataset.example}.png`);
         add([new File([await answer.blob()], `example ${Number(button.dataset.example) + 1}.png`)]);
@@ -197,7 +198,8 @@ window.captionerPage = (() => {
     await image.decode().catch(() => {});
     const ratio = image.naturalWidth / image.naturalHeight || 1;
     light.fit(ratio);
-    const shown = make("div", {class: "picture", style: `--ratio: ${ratio}`}, image, light.canvas);
+    const shown = make("div", {class: "picture"}, image, light.canvas);
+    shown.style.setProperty("--ratio", ratio);
     const words = [], frames = [];
     const mark = place => [words, frames].forEach(
       list => list.forEach((node, at) => node.classList.toggle("lit", at === place)));
@@ -409,5 +411,5 @@ window.captionerPage = (() => {
     return node;
   }
 
-  return {start, set, again};
-})();
+  start();
+});

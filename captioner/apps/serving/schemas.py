@@ -1,0 +1,196 @@
+"""What clients send and get, as pydantic models: FastAPI checks requests by them and documents them.
+
+In: fields as text or JSON. Out: checked values, or a sentence that says what was expected. The decoding
+options and their limits are those of `OPTIONS`. Reads and writes no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, create_model
+from pydantic_core import PydanticCustomError
+
+from captioner.errors import ConfigError, unknown_name
+
+_WHOLE, _NUMBER = "a whole number", "a number"
+# Name → kind, range, meaning. Beyond it nothing gets better, and one request would take the time of many.
+OPTIONS: dict[str, tuple[str, float, float, str]] = {
+    "beam": (_WHOLE, 1, 10, "captions compared at a time; 1 takes the likeliest word each time"),
+    "n_best": (_WHOLE, 1, 10, "captions a picture: the best and its alternatives"),
+    "max_words": (_WHOLE, 1, 60, "a caption ends here at the latest"),
+    "length_normalisation": (_NUMBER, 0, 5, "0 prefers short captions, 1 and more longer ones"),
+    "no_repeat": (_WHOLE, 0, 10, "never repeats so many words in a row; 0: may"),
+    "temperature": (_NUMBER, 0.05, 5, "draws words at random: below 1 tamer, above 1 wilder"),
+    "top_k": (_WHOLE, 0, 100_000, "draws from so many likeliest words; 0: from all"),
+    "top_p": (_NUMBER, 0.01, 1, "draws from the likeliest words that share this probability"),
+    "seed": (_WHOLE, 0, 2**53, "of the drawing: the same seed gives the same captions"),
+}
+
+
+def expecting(expected: str, *, shown: bool = False) -> WrapValidator:
+    """Says `NAME: expected …` of a wrong value, in place of pydantic's words; `shown`: with the value."""
+
+    def check(value: Any, handler: Any, info: Any) -> Any:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            given = f" {str(value)[:40]!r}" if shown else ""
+            text = f"{info.field_name}{given}: expected {expected}"
+            raise PydanticCustomError("sentence", "{text}", {"text": text}) from error
+
+    return WrapValidator(check)
+
+
+def _refuse_bool(value: Any, handler: Any) -> Any:
+    """True is no number, an empty field of a form is left out; rounded, so that requests share batches."""
+    if value is None or value == "":
+        return None
+    number = handler("true" if isinstance(value, bool) else value)
+    return round(number, 2) if isinstance(number, float) else number
+
+
+def _option_fields() -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for name, (kind, low, high, meaning) in OPTIONS.items():
+        number: Any = int if kind == _WHOLE else float
+        limited: Any = Annotated[number, Field(ge=low, le=high)]
+        expected = expecting(f"{kind} from {low:g} to {high:g}", shown=True)
+        checked: Any = Annotated[limited | None, WrapValidator(_refuse_bool), expected]
+        fields[name] = (checked, Field(None, description=meaning))
+    return fields
+
+
+def _empty_is_false(value: Any, handler: Any) -> Any:
+    return False if value in (None, "") else handler(value)
+
+
+Flag = Annotated[bool, WrapValidator(_empty_is_false), expecting("true or false", shown=True)]
+RunName = Annotated[str, expecting("a name", shown=True)]
+
+CaptionFields: type[BaseModel] = create_model(
+    "CaptionFields",
+    __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
+    run=(RunName, Field("", description="which model; empty: the first")),
+    **_option_fields(),
+    attention=(Flag, Field(False, description="also where the model looked for each word: T maps of h x w")),
+    preview=(
+        Flag,
+        Field(False, description="also the picture as a small JPEG, for formats no browser shows"),
+    ),
+)
+
+
+def validated(model: type[BaseModel], given: Mapping[str, Any]) -> Any:
+    """An object of `model`.
+
+    Raises:
+        ConfigError: an unknown field, or a value that makes no sense.
+    """
+    try:
+        return model.model_validate(given)
+    except ValidationError as error:
+        raise ConfigError(sentence_of(error.errors(), list(model.model_fields))) from error
+
+
+def sentence_of(errors: Sequence[Mapping[str, Any]], known: Sequence[str] = ()) -> str:
+    """The first of pydantic's errors as a sentence."""
+    error = errors[0]
+    path = [part for part in error["loc"] if part != "body"]
+    name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")
+    match error["type"]:
+        case "sentence":
+            return str(error["msg"])
+        case "extra_forbidden":
+            return unknown_name("field", name[:80], known)
+        case "json_invalid":
+            return f"not JSON: {error.get('ctx', {}).get('error', error['msg'])}"[:200]
+        case "missing" if name:
+            return f"{name}: is missing"
+    return f"{name}: {error['msg']}" if name and path[-1:] != ["json"] else "expected a JSON object, {…}"
+
+
+# What clients get.
+
+
+class ErrorAnswer(BaseModel):
+    """Every answer whose status is not 200."""
+
+    error: str = Field(description="a sentence")
+
+
+class Sentence(BaseModel):
+    """One caption."""
+
+    caption: str = Field(description="the sentence")
+    score: float = Field(description="log probability a word; higher is better")
+    probability: float = Field(description="of exactly this sentence, 0 to 1")
+
+
+class PictureAnswer(BaseModel):
+    """One picture of an answer: a caption or an error."""
+
+    name: str = Field(description="as sent")
+    error: str | None = Field(None, description="why there is no caption")
+    caption: str | None = Field(None, description="the sentence")
+    score: float | None = Field(None, description="log probability a word; higher is better")
+    probability: float | None = Field(None, description="of exactly this sentence, 0 to 1")
+    alternatives: list[Sentence] | None = None
+    words: list[str] | None = Field(None, description="of the caption, as the model has them")
+    attention: list[list[list[float]]] | None = Field(
+        None, description="for each word, rows of cells that sum to 1"
+    )
+    preview: str | None = Field(None, description="a data: URL")
+
+
+class CaptionAnswer(BaseModel):
+    """The answer of /api/caption."""
+
+    run: str = Field(description="the model that spoke")
+    seconds: float
+    pictures: list[PictureAnswer] = Field(description="a caption or an error for each picture, in order")
+    error: str | None = Field(None, description="if not one picture could be used")
+
+
+class RunAnswer(BaseModel):
+    """What a client may know of a model."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    encoder: str | None = None
+    words: int | None = Field(None, description="in its vocabulary")
+    scores: dict[str, float] | None = Field(None, description="on its dev pictures")
+    decode: dict[str, Any] = Field(description="how its captions are searched for unless a request says so")
+
+
+class RunsAnswer(BaseModel):
+    """The models that are served."""
+
+    default: str
+    runs: list[RunAnswer]
+
+
+class HealthAnswer(BaseModel):
+    """Whether the server is up, and how much waits."""
+
+    status: str = "ok"
+    version: str
+    waiting: int = Field(description="pictures in work")
+    captioned: int
+    batches: int
+
+
+_FAILURES = {
+    400: "not understood; the sentence says what was expected",
+    401: "the token is missing or wrong",
+    404: "no run of that name",
+    408: "the body came too slowly",
+    413: "the body is too large",
+    415: "another content type",
+    422: "none of the pictures can be used",
+    503: "too much is waiting; `Retry-After` says when to come again",
+}
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"description": meaning, "model": ErrorAnswer} for status, meaning in _FAILURES.items()
+}
