@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import csv
 import io
+import posixpath
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -42,20 +44,25 @@ class Table:
         self._columns, self._delimiter, self._ending = COLUMNS, ",", "\n"
         self._mark = ""
         self._rows: list[list[str] | None] = []  # None: taken out
-        self._index: dict[str, list[int]] = {}  # picture → its rows
+        self._index: dict[str, list[int]] = {}  # picture, see `_key` → its rows
         self._name = self._caption = 0
         self._take(_content(path))
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is empty, or headed as only this program heads its sheets."""
+        return not self._columns or self._columns[: len(COLUMNS)] == COLUMNS
+
     def text(self, name: str) -> str | None:
         """The captions of a picture, one a line; None: it has none."""
-        rows = (self._rows[number] for number in self._index.get(name, ()))
+        rows = (self._rows[number] for number in self._index.get(_key(name), ()))
         return "\n".join(row[self._caption] for row in rows if row).strip() or None
 
     def put(self, name: str, text: str, found: Mapping[str, Any]) -> None:
         """Gives a picture these captions, one a line; rows that say one of them already stay as they are."""
         wanted = dict.fromkeys(text.split("\n"))
         kept = []
-        for number in self._index.get(name, ()):
+        for number in self._index.get(_key(name), ()):
             row = self._rows[number]
             if row and row[self._caption].strip() in wanted:
                 del wanted[row[self._caption].strip()]
@@ -68,7 +75,7 @@ class Table:
             row[self._name], row[self._caption] = name, caption
             kept.append(len(self._rows))
             self._rows.append(row)
-        self._index[name] = kept
+        self._index[_key(name)] = kept
         self.changed = True
 
     def save(self) -> None:
@@ -103,7 +110,7 @@ class Table:
         self._caption = self._column(_CAPTIONS)
         for row in filter(None, rows[1:]):
             row += [""] * (len(self._columns) - len(row))
-            self._index.setdefault(row[self._name], []).append(len(self._rows))
+            self._index.setdefault(_key(row[self._name]), []).append(len(self._rows))
             self._rows.append(row)
 
     def _column(self, names: tuple[str, ...]) -> int:
@@ -115,6 +122,15 @@ class Table:
             f"{self.path}: has no column {' or '.join(names)}, so no captions can be added to it: "
             "move it away, or choose another folder with --out"
         )
+
+
+def _key(name: str) -> str:
+    """One for all spellings of a path: `./a.jpg` is `a.jpg`, in whatever Unicode form.
+
+    >>> _key("./sub//cafe\u0301.jpg") == _key("sub/caf\u00e9.jpg")
+    True
+    """
+    return unicodedata.normalize("NFC", posixpath.normpath(name)) if name else ""
 
 
 def _content(path: Path) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -20,12 +21,12 @@ from captioner.system.files import atomic_write, flush_folder, storing
 
 
 class ExistingCaption(NamedTuple):
-    """What is found where a caption is to go."""
+    """The caption file, if any, that already exists for a picture."""
 
     name: str  # of the sidecar, or of the picture in the sheet
     content: bytes  # what the new content will be made from
-    text: str | None  # the caption in that content
-    there: bool  # the caption stands in the sidecar, not only in what a new one would begin with
+    text: str | None  # the caption that is known there, by whomever
+    there: bool  # the caption stands in this sidecar, not in another file or in the picture
     moves_from: str | None = None  # the sidecar's name until now, which another picture lays claim to, too
 
 
@@ -33,10 +34,10 @@ class Target(Protocol):
     """A kind of file for the pictures of one folder."""
 
     def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
-        """What is there for a picture, under whatever name; `known_as`: the name that we gave it.
+        """The caption that exists for a picture, under whatever name; `known_as`: the name that we gave it.
 
         Raises:
-            DataError: something is there that must not be touched.
+            DataError: the file there must not be touched, or its name would be too long.
         """
 
     def compose(self, existing: ExistingCaption, text: str, found: CaptionRecord) -> tuple[bytes, str]:
@@ -59,6 +60,19 @@ class Neighbours:
     def __init__(self, names: Collection[str]) -> None:
         self.crowded = names_needing_suffix(names)  # need full names
         self.taken = {casefold_name(name) for name in names}
+        self._names = set(names)
+        self._stems = Counter(os.path.splitext(name)[0] for name in names)
+
+    def owns(self, picture: str, sidecar: str) -> bool:
+        """Whether a file named almost like a sidecar of `picture` is not to the letter another picture's.
+
+        >>> pictures = Neighbours(["a.jpg", "A.jpg", "b.jpg"])
+        >>> pictures.owns("a.jpg", "A.jpg.txt"), pictures.owns("b.jpg", "B.TXT")
+        (False, True)
+        """
+        stem = os.path.splitext(sidecar)[0]
+        mine = (picture, os.path.splitext(picture)[0])
+        return stem in mine or not (stem in self._names or self._stems[stem])
 
 
 class SidecarTarget:
@@ -75,40 +89,43 @@ class SidecarTarget:
     def __init__(
         self, kind: Sidecar, pictures: Path, neighbours: Neighbours, *, sidecar_folder: Path, naming: str
     ) -> None:
-        self._kind, self._pictures, self._neighbours, self._sidecar_folder = (
-            kind,
-            pictures,
-            neighbours,
-            sidecar_folder,
-        )
+        self._kind, self._neighbours = kind, neighbours
+        self._pictures, self._sidecar_folder = pictures, sidecar_folder
         self._full = naming == "full"
         self._beside = os.path.abspath(sidecar_folder) == os.path.abspath(pictures)
+        self._listings: dict[Path, dict[str, list[str]]] = {}
 
     def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
         """See `Target`."""
         full, short = self._names(picture)
+        at_full, at_short = (self._find(self._sidecar_folder, name, picture) for name in (full, short))
         crowded = picture in self._neighbours.crowded
-        name, moves_from = short, None
+        moves_from = None
         if self._full or crowded:
-            name = full
-            if known_as == short and not self._full and self._is(short) and not self._is(full):
-                moves_from = short
-        elif self._is(full) and not self._is(short):
-            name = full
-        path = self._sidecar_folder / name
-        self._spare_pictures(path)
-        content = _content(self._sidecar_folder / (moves_from or name))
-        there = bool(content)
-        if not content and self._kind.begin:
-            others = [short] if name == full and not crowded else []
-            content = self._beginning(picture, others, full, [] if crowded else [short])
-        text = self._read(path, content)
-        return ExistingCaption(name, content, text, there and text is not None, moves_from)
+            name = at_full or full
+            if known_as and known_as == at_short and not self._full and not at_full:
+                moves_from = at_short
+        else:
+            name = at_short or at_full or short
+        self._check_name(name)
+        others = [other for other in (at_full, None if crowded else at_short) if other and other != name]
+        content = self._content(self._sidecar_folder, moves_from or name)
+        text = self._read(name, content)
+        there = text is not None
+        if text is None and others and not self._full and not crowded:
+            # The one of the two names that has a caption is the one that counts.
+            other = self._content(self._sidecar_folder, others[0])
+            if self._read(others[0], other) is not None:
+                name, others = others[0], [name]
+                content, text, there = other, self._read(name, other), True
+        if text is None:
+            content, text = self._beginning(picture, content, others, [full] if crowded else [full, short])
+        return ExistingCaption(name, content, text, there, moves_from)
 
     def compose(self, existing: ExistingCaption, text: str, found: CaptionRecord) -> tuple[bytes, str]:
         """See `Target`."""
         content = self._kind.write(existing.content, text, found)
-        return content, self._read(self._sidecar_folder / existing.name, content) or ""
+        return content, self._read(existing.name, content) or ""
 
     def move(self, existing: ExistingCaption) -> None:
         """See `Target`."""
@@ -124,29 +141,62 @@ class SidecarTarget:
     def _names(self, picture: str) -> tuple[str, str]:
         return picture + self._kind.suffix, os.path.splitext(picture)[0] + self._kind.suffix
 
-    def _is(self, name: str) -> bool:
-        return (self._sidecar_folder / name).exists()
+    def _find(self, folder: Path, name: str, picture: str) -> str | None:
+        """The name of the file that is there under this name, in whatever case and Unicode form."""
+        if os.path.lexists(folder / name):
+            return name
+        if folder not in self._listings:
+            self._listings[folder] = names_by_fold(folder)
+        known = self._listings[folder].get(casefold_name(name), ())
+        mine = (other for other in known if self._neighbours.owns(picture, other))
+        return next((other for other in mine if os.path.lexists(folder / other)), None)
 
-    def _read(self, path: Path, content: bytes) -> str | None:
+    def _content(self, folder: Path, name: str) -> bytes:
+        try:
+            return (folder / name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
+        except OSError as error:
+            raise CaptionerError(f"{name} cannot be read ({error.strerror})") from error
+
+    def _read(self, name: str, content: bytes) -> str | None:
         try:
             return self._kind.read(content)
         except DataError as error:
-            raise DataError(f"{path.name} {error}") from error
+            raise DataError(f"{name} {error}") from error
 
-    def _beginning(self, picture: str, others: list[str], full: str, short: list[str]) -> bytes:
-        """What a new sidecar begins with: one of the other habit, one beside the picture, the picture's."""
-        candidates = [self._sidecar_folder / name for name in others]
-        if not self._beside:
-            candidates += [self._pictures / name for name in (full, *short)]
-        for path in candidates:
-            content = _content(path)
-            if content:
-                self._read(path, content)  # a damaged one is not passed over: it may hold what matters
-                return content
-        return self._kind.begin(self._pictures / picture) if self._kind.begin else b""
+    def _beginning(
+        self, picture: str, content: bytes, others: list[str], names: list[str]
+    ) -> tuple[bytes, str | None]:
+        """What a sidecar without a caption is made from, and the caption that is known elsewhere.
 
-    def _spare_pictures(self, path: Path) -> None:
-        """Refuses to write over a picture, be it called like a sidecar or be the sidecar a link to it."""
+        Elsewhere is: the sidecar of the other habit, one beside the picture where sidecars go to another
+        folder, the notes inside the picture. A damaged one is not passed over: it may hold what matters.
+        """
+        places = [(self._sidecar_folder, other) for other in others]
+        if self._kind.begin is not None and not self._beside:
+            beside = (self._find(self._pictures, name, picture) for name in names)
+            places += [(self._pictures, name) for name in beside if name]
+        text = None
+        for folder, name in places:
+            there = self._content(folder, name)
+            text = text or self._read(name, there)
+            content = content or there
+        if self._kind.begin is not None and text is None:
+            inside = self._kind.begin(self._pictures / picture)
+            text = self._read(picture, inside) if inside else None
+            content = content or inside
+        return content, text
+
+    def _check_name(self, name: str) -> None:
+        """Refuses names that no file can have, pictures named like a sidecar, and links to pictures."""
+        path = self._sidecar_folder / name
+        size, most = len(os.fsencode(name)), _longest_name(self._sidecar_folder)
+        if size > most:
+            raise DataError(
+                f"the name of its sidecar would be too long ({size} bytes, {most} are possible here): "
+                "shorten the picture's name, or write captions into a sheet: --write csv"
+            )
         linked = path.is_symlink() and is_picture_name(os.path.basename(os.path.realpath(path)))
         if linked or (self._beside and casefold_name(path.name) in self._neighbours.taken):
             raise DataError(f"{path.name} is itself a picture; use --names full, or another folder: --out")
@@ -191,10 +241,22 @@ def writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def _content(path: Path) -> bytes:
+def names_by_fold(folder: Path) -> dict[str, list[str]]:
+    """The names in a folder by what all file systems tell apart of them; empty if it cannot be listed."""
+    found: dict[str, list[str]] = {}
     try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return b""
-    except OSError as error:
-        raise CaptionerError(f"{path.name} cannot be read ({error.strerror})") from error
+        for name in sorted(os.listdir(folder)):
+            found.setdefault(casefold_name(name), []).append(name)
+    except OSError:
+        pass
+    return found
+
+
+def _longest_name(folder: Path) -> int:
+    """How many bytes a file's name may have in a folder, which need not be there yet."""
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return os.pathconf(folder, "PC_NAME_MAX")
+    except (OSError, ValueError, AttributeError):  # not told here
+        return 255
