@@ -8,7 +8,6 @@ so each sidecar is at any moment either as it was before, or as the line says, o
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.apps.sidecars.formats import CaptionRecord, append_caption
-from captioner.apps.sidecars.journal import Journal, folder_lock
+from captioner.apps.sidecars.journal import Journal, folder_lock, picture_stamp, same_stamp
 from captioner.apps.sidecars.plan import FolderPlan
 from captioner.apps.sidecars.targets import ExistingCaption, Target
 from captioner.data.images import read_image
@@ -32,12 +31,12 @@ class Version:
     """What a caption depends on, and what may happen to one that is there."""
 
     job: str  # stands for the model and its settings
-    stamp: str  # of the picture, see `Folder.stamp`
+    stamp: str  # of the picture, see `journal.picture_stamp`
     if_exists: str  # "skip", "overwrite" or "append"
 
     def is_of(self, note: Mapping[str, Any]) -> bool:
         """Whether a journal's entry, or its note on one sidecar, speaks of this model and this picture."""
-        return bool(note.get("job") == self.job and note.get("stamp") == self.stamp)
+        return bool(note.get("job") == self.job and same_stamp(note.get("stamp", ""), self.stamp))
 
     def decide(self, existing: ExistingCaption, note: Mapping[str, Any]) -> str:
         """What to do: "write"; "renew", write over one of ours; nothing, for "done" or to "keep" another's.
@@ -45,7 +44,7 @@ class Version:
         `note` holds the version a sidecar was written for, digests of its text before and after that, and
         whether the text was all ours.
         """
-        current = _mark(existing.text) if existing.there and existing.text else None
+        current = text_digest(existing.text) if existing.there and existing.text else None
         if note and self.is_of(note):
             arrived = current is not None and current != note["before"]
             more = self.if_exists == "overwrite" and not note["ours"] and current == note["after"]
@@ -53,7 +52,7 @@ class Version:
         if existing.text is None:
             return "write"
         # Ours to the letter, of an earlier version of the picture: nobody's work is lost.
-        if note and note["stamp"] != self.stamp and note["ours"] and current == note["after"]:
+        if note and not same_stamp(note["stamp"], self.stamp) and note["ours"] and current == note["after"]:
             return "renew"
         return "keep" if self.if_exists == "skip" else "write"
 
@@ -124,12 +123,8 @@ class Folder:
         self._lock.close()
 
     def stamp(self, name: str) -> str:
-        """Changes when the picture does: its size and time; empty: it is not there."""
-        try:
-            status = os.stat(self.path / name)
-        except (OSError, ValueError):
-            return ""
-        return f"{status.st_size}-{status.st_mtime_ns}"
+        """Of a picture, see `journal.picture_stamp`."""
+        return picture_stamp(self.path / name)
 
     def status(self, name: str) -> tuple[str, str]:
         """What a picture needs.
@@ -201,6 +196,8 @@ class Folder:
         """The journal's line on a result, and what went wrong; adds to `writings` what the line promises."""
         entry = self._journal.entry(result.name)
         line = {"picture": result.name, "job": self._job, "stamp": result.stamp}
+        if "accepted" in entry and self._version(result.stamp).is_of(entry):
+            line["accepted"] = entry["accepted"]  # see `origins.accept`
         notes = dict(entry.get("sidecars", {}))
         if isinstance(result.found, str):
             return {**line, "error": result.found, "sidecars": notes}, result.found
@@ -235,8 +232,8 @@ class Folder:
             "name": existing.name,
             "job": self._job,
             "stamp": result.stamp,
-            "before": None if existing.text is None else _mark(existing.text),
-            "after": _mark(after),
+            "before": None if existing.text is None else text_digest(existing.text),
+            "after": text_digest(after),
             "ours": text == caption,
         }
 
@@ -249,7 +246,8 @@ def _note(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
     return note
 
 
-def _mark(text: str) -> str:
+def text_digest(text: str) -> str:
+    """By which the journal knows a text again."""
     return digest_bytes(text.encode("utf-8", "surrogatepass"))[:16]
 
 

@@ -22,11 +22,20 @@ from typing import Any, NamedTuple
 from captioner.apps.sidecars.csv_table import Table
 from captioner.apps.sidecars.folder_state import NO_WORDS, Folder, Result
 from captioner.apps.sidecars.formats import WRITERS, CaptionRecord, Sheet, sheets_of_parts
-from captioner.apps.sidecars.journal import folder_lock
+from captioner.apps.sidecars.journal import Journal, folder_lock
+from captioner.apps.sidecars.out_tree import OutTree
 from captioner.apps.sidecars.plan import FolderPlan
 from captioner.apps.sidecars.summary import Outcomes
-from captioner.apps.sidecars.targets import CsvRowTarget, Neighbours, SidecarTarget, Target, writable
+from captioner.apps.sidecars.targets import (
+    CsvRowTarget,
+    Neighbours,
+    SidecarTarget,
+    Target,
+    names_by_fold,
+    writable,
+)
 from captioner.data.image_files import Pictures, is_picture_name
+from captioner.errors import DataError
 from captioner.system import console
 from captioner.system.files import storing
 
@@ -51,6 +60,7 @@ def caption_folders(
 
     Raises:
         ConfigError: a plan that cannot be.
+        DataError: the sheet there is not from this program.
         RunError: another process is at work in one of the folders.
         CaptionerError: the disk is full, or the sheet cannot be written.
 
@@ -84,14 +94,15 @@ class _Job:
         self._stack = stack  # of what is held to the end
         self._sheets: dict[str, Table] = {}
         self._held: set[str] = set()
+        self._tree = None if plan.out is None else OutTree(plan.out, pictures)
+        self._sheet_folder = plan.out or pictures.base
         for kind in plan.write:
             row = WRITERS[kind]
             if isinstance(row, Sheet):
-                sidecar_folder = self._sidecar_folder_of(pictures.base)
-                if str(sidecar_folder) not in self._held:
-                    stack.enter_context(folder_lock(sidecar_folder, plan.part))
-                    self._held.add(os.path.abspath(sidecar_folder))
-                self._sheets[kind] = row.open(sidecar_folder / row.name_of(plan.part))
+                if os.path.abspath(self._sheet_folder) not in self._held:
+                    stack.enter_context(folder_lock(self._sheet_folder, plan.part))
+                    self._held.add(os.path.abspath(self._sheet_folder))
+                self._sheets[kind] = self._open_sheet(kind, row)
 
     def survey(self, quiet: bool) -> _Missing:
         """Looks every picture over, writes what the journals know, and gives what needs a caption."""
@@ -192,7 +203,8 @@ class _Job:
         for kind in self.plan.write:
             row = WRITERS[kind]
             if isinstance(row, Sheet):
-                prefix = Path(os.path.relpath(os.path.abspath(path), self.pictures.base))
+                folders = map(os.path.abspath, (sidecar_folder, self._sheet_folder))
+                prefix = Path(os.path.relpath(*folders))
                 targets[kind] = CsvRowTarget(self._sheets[kind], prefix)
             else:
                 targets[kind] = SidecarTarget(
@@ -202,11 +214,35 @@ class _Job:
 
     def _sidecar_folder_of(self, folder: Path) -> Path:
         """Where the sidecars of a folder's pictures go."""
-        if self.plan.out is None:
-            return folder
-        return self.plan.out / os.path.relpath(os.path.abspath(folder), self.pictures.base)
+        return folder if self._tree is None else self._tree.sidecar_folder(folder)
+
+    def _open_sheet(self, kind: str, row: Sheet) -> Table:
+        """The sheet to write, ours or new.
+
+        Raises:
+            DataError: the table there is another's, and captions of the model would be mixed with it.
+        """
+        known = names_by_fold(self._sheet_folder).get(row.file_name, [])
+        table = row.open(self._sheet_folder / (known[0] if known else row.file_name))
+        if not (self.plan.force or table.is_ours or self._is_noted(kind)):
+            raise DataError(
+                f"{table.path}: is a table that captioner did not write, and captions of the model would be "
+                "mixed with it: choose another folder with --out, or add to it all the same with --force"
+            )
+        part = self.plan.part
+        return table if part.whole else row.open(self._sheet_folder / row.name_of(part))
+
+    def _is_noted(self, kind: str) -> bool:
+        """Whether a journal says that captions were written into the sheet before."""
+        for folder in map(self._sidecar_folder_of, self.pictures.folders):
+            journal = Journal(folder)
+            if any(kind in journal.entry(name).get("sidecars", {}) for name in journal):
+                return True
+        return False
 
     def _lock_folder(self, folder: Folder) -> None:
+        if self._tree is not None:
+            self._tree.save()
         if os.path.abspath(folder.sidecar_folder) not in self._held:
             self._stack.callback(folder.release)
             folder.lock()

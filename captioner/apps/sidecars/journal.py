@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -62,9 +63,17 @@ class Journal:
         """Whether there are journals of other workers."""
         return bool(self._others)
 
+    def __iter__(self) -> Iterator[str]:
+        """The names of the pictures of which something is noted."""
+        return iter(self._offsets)
+
     def entry(self, picture: str) -> dict[str, Any]:
-        """What was last noted of a picture; empty: nothing."""
+        """What was last noted of a picture, whatever Unicode form its name had then; empty: nothing."""
         if picture not in self._offsets:
+            # A disk that keeps names in another form (HFS+) changes them when a folder is copied.
+            forms = (unicodedata.normalize(form, picture) for form in ("NFC", "NFD"))
+            picture = next((form for form in forms if form in self._offsets), "")
+        if not picture:
             return {}
         path, offset = self._offsets[picture]
         with open(path, "rb") as file:
@@ -109,6 +118,54 @@ class Journal:
         except OSError as error:
             raise CaptionerError(f"{path}: the journal cannot be read ({error.strerror})") from error
         return start
+
+
+def picture_stamp(path: Path) -> str:
+    """Changes when a picture does: its size in bytes and its time in ns; empty: it is not there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return ""
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def same_stamp(one: str, other: str) -> bool:
+    """Whether two stamps are of one picture, though it may have been copied to a disk with coarser times.
+
+    FAT keeps times to 2 s, exFAT to 10 ms, NTFS to 100 ns; the coarser of the two times counts.
+
+    >>> same_stamp("9-1700000001123456789", "9-1700000000000000000")  # copied to a memory stick
+    True
+    >>> same_stamp("9-1700000001123456789", "9-1700000001123456788")  # written anew
+    False
+    """
+    if one == other:
+        return True
+    (size, _, time), (other_size, _, other_time) = one.partition("-"), other.partition("-")
+    if not size or size != other_size:
+        return False
+    try:
+        times = int(time), int(other_time)
+    except ValueError:
+        return False
+    steps = ((10**9, 2 * 10**9), (10**7, 10**7), (1000, 1000), (100, 100))  # a time is n of these; kept to
+    exact = (next((kept for step, kept in steps if each % step == 0), 0) for each in times)
+    return abs(times[0] - times[1]) <= max(exact)
+
+
+@contextmanager
+def file_lock(path: Path) -> Iterator[None]:
+    """Waits until no other process holds a file, and holds it; it is made if it is not there."""
+    with storing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class FolderPlan:
     out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
     if_exists: str = "skip"  # one of IF_EXISTS
     names: str = "short"  # one of NAMES
+    force: bool = False  # add to a sheet that is not from this program
     part: ShardSpec = WHOLE  # which of the pictures are this worker's, where several share them
     job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
 
