@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
     print(f"{made.folder}: {made.bytes / 1e6:.1f} MB")
     for check in made.checks:
         print(
-            f"  {check.way}: {check.alike} of {check.pictures} captions are the run's own, "
+            f"  {check.variant}: {check.same_text} of {check.pictures} captions are the run's own, "
             f"their scores differ by {check.score_error:.1g} at most"
         )
     return 0

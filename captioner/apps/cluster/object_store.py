@@ -8,6 +8,10 @@ What is promised. An object appears whole or not at all, as the store gives it. 
 run that opens, a cache of complete shards. A killed job loses what came after the last upload. What is not
 promised: stores have no locks, so two jobs that write to one URL are not kept apart; and a reader that comes
 in the middle of an upload may have to come again, which its digests tell it.
+
+Why not `fsspec.generic.rsync`: it copies files in no order, takes one of the same size for unchanged (weights
+always have the same size) unless told to copy all, and writes local files in place. `filecache` keeps no
+folder that a command could work in.
 """
 
 from __future__ import annotations
@@ -67,7 +71,7 @@ def _stage_pictures(arguments: Namespace, stack: ExitStack) -> None:
             mirror.pull(pictures=False, quiet=arguments.quiet)
             if arguments.write and not arguments.out:
                 stack.enter_context(mirror.uploading())
-    arguments.paths = [path if mirror is None else str(mirror.place) for path, mirror in mirrors]
+    arguments.paths = [path if mirror is None else str(mirror.local_path) for path, mirror in mirrors]
     part = ShardSpec.parse(arguments.shard) if arguments.shard else ShardSpec()
     mine = gather(arguments.paths, recursive=arguments.recursive).part(part)
     paths = [folder / name for folder, names in mine.folders.items() for name in names]
@@ -91,7 +95,7 @@ class Mirror:
         self.url = url.rstrip("/")
         scheme, _, rest = self.url.partition("://")
         self.folder = (base or cache_base() / "remote") / scheme / rest
-        self.place = self.folder  # what stands for the URL: the folder, or the one file in it
+        self.local_path = self.folder  # what stands for the URL: the folder, or the one file in it
         try:
             import fsspec
 
@@ -132,7 +136,7 @@ class Mirror:
             del self._known[name]
         self._fetch(wanted, there, quiet)
         if set(there) == {self.folder.name} and not self._store.isdir(self._root):
-            self.place = self.folder / self.folder.name
+            self.local_path = self.folder / self.folder.name
 
     def fetch(self, paths: Iterable[Path], *, quiet: bool = False) -> None:
         """Fetches files of which only the names are here; paths of other folders are passed over."""
@@ -163,35 +167,36 @@ class Mirror:
             self.push()
 
     def push(self) -> None:
-        """Uploads what has changed here: marks as they were first, after all they vouch for.
+        """Uploads what has changed here: manifests as they were first, after all they vouch for.
 
         Raises:
             CaptionerError: the store does not take it. What is there is whole, if not the newest.
         """
         with self._one_upload, self._reaching():
             before = self._files()
-            marks = {name: (self.folder / name).read_bytes() for name in self._changed(before, marks=True)}
-            files = self._files()  # again: all that the marks speak of is there by now
-            for name in marks:
+            changed = self._changed(before, manifests=True)
+            manifests = {name: (self.folder / name).read_bytes() for name in changed}
+            files = self._files()  # again: all that the manifests speak of is there by now
+            for name in manifests:
                 if name.endswith("best/best.json"):  # see best.py: vouches for the weights between the two
-                    self._store.pipe_file(self._key(name.replace("best.json", "next.json")), marks[name])
+                    self._store.pipe_file(self._key(name.replace("best.json", "next.json")), manifests[name])
             with ThreadPoolExecutor(_TRANSFERS) as threads:
-                list(threads.map(self._upload, self._changed(files, marks=False)))
-            for name in sorted(marks, key=lambda name: (name.count("/") == 0, name)):
-                self._store.pipe_file(self._key(name), marks[name])
+                list(threads.map(self._upload, self._changed(files, manifests=False)))
+            for name in sorted(manifests, key=lambda name: (name.count("/") == 0, name)):
+                self._store.pipe_file(self._key(name), manifests[name])
                 self._note(name, before[name])
             for name in self._here - set(files):
                 self._remove(name)
-            if any(name.endswith("best/best.json") for name in marks):
+            if any(name.endswith("best/best.json") for name in manifests):
                 self._remove("best/next.json")
             self._here |= set(files)
             write_json(self.folder / LEDGER, self._known)
 
-    def _changed(self, files: dict[str, list[int]], *, marks: bool) -> list[str]:
+    def _changed(self, files: dict[str, list[int]], *, manifests: bool) -> list[str]:
         return [
             name
             for name, signature in files.items()
-            if name.endswith(".json") == marks and self._known.get(name, [])[2:] != signature
+            if name.endswith(".json") == manifests and self._known.get(name, [])[2:] != signature
         ]
 
     def _upload(self, name: str) -> None:
@@ -221,8 +226,8 @@ class Mirror:
         shown = console.progress_bar(len(names), "files", self.url, quiet or not names)
         with self._reaching(), shown as progress, ThreadPoolExecutor(_TRANSFERS) as threads:
             # Marks last, here too: a killed fetch leaves nothing that vouches for what is not there.
-            for marks in (False, True):
-                for _ in threads.map(one, [name for name in names if name.endswith(".json") == marks]):
+            for manifests in (False, True):
+                for _ in threads.map(one, [name for name in names if name.endswith(".json") == manifests]):
                     progress.update(1)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / LEDGER, self._known)
@@ -255,7 +260,7 @@ class Mirror:
         return found
 
     def _key(self, name: str) -> str:
-        if self.place != self.folder:
+        if self.local_path != self.folder:
             return self._root
         return f"{self._root.rstrip('/')}/{name}"
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from captioner.apps.export.parity_check import Check, Ways, compare, comparison_pictures
+from captioner.apps.export.parity_check import Check, Variants, compare, comparison_pictures
 from captioner.errors import CaptionerError, ConfigError, RunError, load_object, unknown_name
 from captioner.inference.compiled_captioner import COMPILED
 from captioner.runs.run_folder import VOCABULARY, Run
@@ -31,7 +31,7 @@ from captioner.system.files import storing, write_json
 from captioner.version import __version__
 
 EXPORT = "export.json"
-# Writes into an empty folder: (Job, folder) → the ways in which what was written captions.
+# Writes into an empty folder: (ExportJob, folder) → the variants of what was written.
 FORMATS = {
     "litert": "captioner.apps.export.litert:write",
     "onnx": "captioner.apps.export.onnx:write",
@@ -53,7 +53,7 @@ class ExportPlan:
 
 
 @dataclass(frozen=True)
-class Job:
+class ExportJob:
     """What a writer works from."""
 
     run: Run
@@ -87,7 +87,7 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
 
     Example:
         >>> export("runs/flickr8k", ExportPlan("onnx", out=Path("onnx"))).checks  # doctest: +SKIP
-        (Check(way='onnx', pictures=32, alike=32, agreeing=32, score_error=1.4e-06),)
+        (Check(variant='onnx', pictures=32, same_text=32, same_score=32, score_error=1.4e-06),)
     """
     if plan.format not in FORMATS:
         raise ConfigError(unknown_name("format", plan.format, FORMATS))
@@ -97,7 +97,7 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
 
     best = run.best
     captioner = Captioner.of(run)
-    job = Job(run, captioner, _precision(captioner, plan), alone=plan.out is not None, data=plan.data)
+    job = ExportJob(run, captioner, _precision(captioner, plan), alone=plan.out is not None, data=plan.data)
     with storing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         # Beside its place, so that it moves there in one step, or not at all.
@@ -116,13 +116,13 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
     return Exported(target, size, checks)
 
 
-def _make(job: Job, plan: ExportPlan, folder: Path) -> tuple[Check, ...]:
+def _make(job: ExportJob, plan: ExportPlan, folder: Path) -> tuple[Check, ...]:
     write = load_object(FORMATS[plan.format], "format")
     console.info(f"{plan.format}: conversion takes up to a few minutes", quiet=plan.quiet)
-    ways: Ways = write(job, folder)
+    variants: Variants = write(job, folder)
     console.info(f"{plan.format}: captions are compared with the run's own", quiet=plan.quiet)
     with comparison_pictures(plan.data, plan.pictures) as pictures:
-        checks = tuple(compare(job.captioner, ways, pictures))
+        checks = tuple(compare(job.captioner, variants, pictures))
     if job.alone or plan.format != "litert":
         (folder / VOCABULARY).write_bytes((job.run.folder / VOCABULARY).read_bytes())
     write_json(folder / EXPORT, _about(job, plan, checks))
@@ -153,7 +153,7 @@ def _precision(captioner: Any, plan: ExportPlan) -> str:
     return "float16" if lossless else "float32"
 
 
-def _about(job: Job, plan: ExportPlan, checks: Sequence[Check]) -> dict[str, Any]:
+def _about(job: ExportJob, plan: ExportPlan, checks: Sequence[Check]) -> dict[str, Any]:
     """What export.json says: all that a program needs beside the models."""
     decode = job.run.config.decode
     return {
@@ -165,5 +165,14 @@ def _about(job: Job, plan: ExportPlan, checks: Sequence[Check]) -> dict[str, Any
         "encoder": job.run.encoder_info,
         "decode": asdict(decode),
         "words": {"pad": 0, "unknown": 1, "start": 2, "end": 3},
-        "compared": [asdict(check) for check in checks],
+        "compared": [
+            {
+                "way": check.variant,
+                "pictures": check.pictures,
+                "alike": check.same_text,
+                "agreeing": check.same_score,
+                "score_error": check.score_error,
+            }
+            for check in checks
+        ],
     }

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.apps.export.export import Job
-from captioner.apps.export.parity_check import TOLERANCES, Way, Ways, answers_of
+from captioner.apps.export.export import ExportJob
+from captioner.apps.export.parity_check import TOLERANCES, Variant, Variants, answers_of
 from captioner.apps.export.signatures import ExportedCaptioner, Networks, networks, save
 from captioner.data.datasets import load_split
 from captioner.data.images import read_image
@@ -34,23 +34,23 @@ ENCODER, DECODER = "encoder.tflite", "decoder.tflite"
 CALIBRATION_PICTURES = 200  # from which int8 learns the range of activations
 
 
-def write(job: Job, folder: Path) -> Ways:
+def write(job: ExportJob, folder: Path) -> Variants:
     """Writes the models; see `export.FORMATS`."""
     beam = job.run.config.decode.beam
     functions = networks(job.captioner, pictures=1, beam=beam)
     pixels = _pixels(job) if job.precision == "int8" else None
     encoder = _convert(job, {"encode": functions.encode}, pixels)
     if not job.alone:
-        return {"compiled": Way(answers_of(_compiled(job, folder, encoder)), TOLERANCES[job.precision])}
+        return {"compiled": Variant(answers_of(_compiled(job, folder, encoder)), TOLERANCES[job.precision])}
     (folder / ENCODER).write_bytes(encoder)
     # The decoder's activations range further than 8 bits resolve: its weights alone are kept in them.
     signatures = {"start": functions.start, "step": functions.step}
     (folder / DECODER).write_bytes(_convert(job, signatures))
-    made = ExportedCaptioner(job.captioner, _loaded(folder), together=1)
-    return {"litert": Way(answers_of(made), TOLERANCES[job.precision])}
+    made = ExportedCaptioner(job.captioner, _loaded(folder), batch_size=1)
+    return {"litert": Variant(answers_of(made), TOLERANCES[job.precision])}
 
 
-def _compiled(job: Job, folder: Path, encoder: bytes) -> CompiledCaptioner:
+def _compiled(job: ExportJob, folder: Path, encoder: bytes) -> CompiledCaptioner:
     """Writes graph and manifest, and gives what `captioner caption` will use."""
     run = job.run
     weights = run.folder / BEST / WEIGHTS
@@ -74,7 +74,7 @@ def _compiled(job: Job, folder: Path, encoder: bytes) -> CompiledCaptioner:
 
 
 def _convert(
-    job: Job, functions: Mapping[str, Any], pixels: Callable[[], Iterator[Any]] | None = None
+    job: ExportJob, functions: Mapping[str, Any], pixels: Callable[[], Iterator[Any]] | None = None
 ) -> bytes:
     """A LiteRT model with a signature for each function."""
     with tempfile.TemporaryDirectory() as folder, silent_stderr():
@@ -89,7 +89,7 @@ def _convert(
         return bytes(converter.convert())
 
 
-def _pixels(job: Job) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
+def _pixels(job: ExportJob) -> Callable[[], Iterator[dict[str, np.ndarray]]]:
     """Training pictures one by one, as the converter asks for them."""
     records = load_split(job.data, "all").records if job.data else ()
     step = max(1, len(records) // CALIBRATION_PICTURES)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from captioner.apps.export.export import Job
-from captioner.apps.export.parity_check import TOLERANCES, Way, Ways, answers_of
+from captioner.apps.export.export import ExportJob
+from captioner.apps.export.parity_check import TOLERANCES, Variant, Variants, answers_of
 from captioner.apps.export.signatures import ExportedCaptioner, Networks, networks
 from captioner.errors import MissingExtra
 
@@ -19,7 +19,7 @@ NAMES = ("encoder", "start", "step")  # of the files
 OPSET = 18  # ONNX Runtime from 1.14 on, of 2023
 
 
-def write(job: Job, folder: Path) -> Ways:
+def write(job: ExportJob, folder: Path) -> Variants:
     """Writes the graphs; see `export.FORMATS`."""
     try:
         import onnxruntime
@@ -38,4 +38,4 @@ def write(job: Job, folder: Path) -> Ways:
 
     functions = networks(job.captioner)
     made = Networks(*(convert(function, name) for function, name in zip(functions, NAMES, strict=True)))
-    return {"onnx": Way(answers_of(ExportedCaptioner(job.captioner, made)), TOLERANCES["float32"])}
+    return {"onnx": Variant(answers_of(ExportedCaptioner(job.captioner, made)), TOLERANCES["float32"])}

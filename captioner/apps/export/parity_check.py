@@ -1,7 +1,7 @@
 """Whether an exported form says what the run says: the same pictures, captioned by both.
 
-In: pictures of the caller's data set, or drawn ones. Out: a `Check` for each way in which the form captions;
-a CaptionerError if it disagrees.
+In: pictures of the caller's data set, or drawn ones. Out: a `Check` for each variant of the form, that is,
+each entry point by which it captions; a CaptionerError if one disagrees.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from captioner.errors import CaptionerError, DataError
 
-AGREEING_SHARE = 0.9  # of the pictures: a tie between two hypotheses may fall to either
+SAME_SCORE_SHARE = 0.9  # of the pictures: a tie between two hypotheses may fall to either
 # How far scores may differ, by the precision of the weights; about nats per word, or a share of large scores.
 TOLERANCES = {"float32": 1e-3, "float16": 2e-2, "int8": 0.3}
 
@@ -27,25 +27,25 @@ class Answer(NamedTuple):
     score: float
 
 
-class Way(NamedTuple):
-    """One way in which an exported form captions picture files, and what may be expected of it."""
+class Variant(NamedTuple):
+    """An entry point by which an exported form captions picture files, and how exactly it must agree."""
 
     answers: Callable[[Sequence[Path]], list[Answer]]
     tolerance: float
 
 
-Ways: TypeAlias = Mapping[str, Way]
+Variants: TypeAlias = Mapping[str, Variant]
 
 
 @dataclass(frozen=True)
 class Check:
     """What a comparison found."""
 
-    way: str
+    variant: str
     pictures: int
-    alike: int  # with the run's own caption, word for word
-    agreeing: int  # with a score as the run's own, within the tolerance
-    score_error: float  # largest difference of the scores of captions that are alike
+    same_text: int  # with the run's own caption, word for word
+    same_score: int  # with a score as the run's own, within the tolerance
+    score_error: float  # largest difference of the scores of captions that are the same
 
 
 @contextmanager
@@ -65,20 +65,20 @@ def comparison_pictures(data: Path | None, count: int) -> Iterator[list[Path]]:
         yield paths
 
 
-def compare(captioner: Any, ways: Ways, pictures: Sequence[Path]) -> Iterator[Check]:
-    """Captions the pictures with the run and in each of the ways.
+def compare(captioner: Any, variants: Variants, pictures: Sequence[Path]) -> Iterator[Check]:
+    """Captions the pictures with the run and with each of the variants.
 
     Raises:
         CaptionerError: the captions are not the run's.
     """
     own = answers_of(captioner)(pictures)
-    for name, way in ways.items():
-        check = _check(name, way, own, way.answers(pictures))
-        if check.agreeing < AGREEING_SHARE * check.pictures:
+    for name, variant in variants.items():
+        check = _check(name, variant, own, variant.answers(pictures))
+        if check.same_score < SAME_SCORE_SHARE * check.pictures:
             raise CaptionerError(
-                f"{name}: only {check.agreeing} of {check.pictures} captions score as the run's own within "
-                f"{way.tolerance:g}, {check.alike} are alike: this form is not kept; try another precision "
-                "or format"
+                f"{name}: only {check.same_score} of {check.pictures} captions score as the run's own within "
+                f"{variant.tolerance:g}, {check.same_text} are alike: this form is not kept; try another "
+                "precision or format"
             )
         yield check
 
@@ -93,16 +93,16 @@ def answers_of(captioner: Any) -> Callable[[Sequence[Path]], list[Answer]]:
     return answers
 
 
-def _check(name: str, way: Way, own: Sequence[Answer], found: Sequence[Answer]) -> Check:
+def _check(name: str, variant: Variant, own: Sequence[Answer], found: Sequence[Answer]) -> Check:
     if not own:
         raise DataError("not one of the pictures to compare on can be read; name others with --data")
     pairs = list(zip(own, found, strict=True))
-    alike = [(one, other) for one, other in pairs if one.text == other.text]
-    agreeing = sum(
-        abs(one.score - other.score) <= way.tolerance * max(1, abs(one.score)) for one, other in pairs
+    same = [(one, other) for one, other in pairs if one.text == other.text]
+    same_score = sum(
+        abs(one.score - other.score) <= variant.tolerance * max(1, abs(one.score)) for one, other in pairs
     )
-    error = max((abs(one.score - other.score) for one, other in alike), default=0.0)
-    return Check(name, len(pairs), len(alike), agreeing, error)
+    error = max((abs(one.score - other.score) for one, other in same), default=0.0)
+    return Check(name, len(pairs), len(same), same_score, error)
 
 
 def _records(data: Path) -> Any:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.apps.export.export import Job
-from captioner.apps.export.parity_check import TOLERANCES, Answer, Way, Ways
+from captioner.apps.export.export import ExportJob
+from captioner.apps.export.parity_check import TOLERANCES, Answer, Variant, Variants
 from captioner.apps.export.signatures import save
 from captioner.data.images import read_image
 from captioner.data.vocabulary import join_words
@@ -29,7 +29,7 @@ VERSION = "1"  # TensorFlow Serving takes the highest number among the folders o
 FROM_FILES = 0.3  # how far scores may be from the run's own where TensorFlow reads the files
 
 
-def write(job: Job, folder: Path) -> Ways:
+def write(job: ExportJob, folder: Path) -> Variants:
     """Writes the SavedModel; see `export.FORMATS`."""
     captioner = job.captioner
     size = captioner.encoder.size
@@ -57,10 +57,10 @@ def write(job: Job, folder: Path) -> Ways:
     save(captioner, functions, folder / VERSION)
     signatures = tf.saved_model.load(str(folder / VERSION)).signatures
     return {
-        "pixels": Way(
+        "pixels": Variant(
             _answers(signatures["pixels"], lambda path: read_image(path, size=size)), TOLERANCES["float32"]
         ),
-        "serving_default": Way(_answers(signatures["serving_default"], Path.read_bytes), FROM_FILES),
+        "serving_default": Variant(_answers(signatures["serving_default"], Path.read_bytes), FROM_FILES),
     }
 
 

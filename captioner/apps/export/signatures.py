@@ -84,12 +84,12 @@ class ExportedCaptioner(BaseCaptioner):
     Args:
         captioner: the run's own, whose words and options count.
         functions: called with named arrays, they give a dictionary of arrays.
-        together: pictures that they take at a time; 0: any number.
+        batch_size: pictures that they take at a time; 0: any number.
     """
 
-    def __init__(self, captioner: Any, functions: Networks, *, together: int = 0) -> None:
+    def __init__(self, captioner: Any, functions: Networks, *, batch_size: int = 0) -> None:
         self.encoder, self.vocabulary, self.decode = captioner.encoder, captioner.vocabulary, captioner.decode
-        self.functions, self.together = functions, together
+        self.functions, self.batch_size = functions, batch_size
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(n, H, W, 3) uint8 → (n, P, C) float16."""
@@ -114,5 +114,5 @@ class ExportedCaptioner(BaseCaptioner):
         return beam_search(step, memory["state"], pictures=len(cells), options=options)
 
     def _parts(self, rows: np.ndarray) -> Iterator[np.ndarray]:
-        size = self.together or len(rows)
+        size = self.batch_size or len(rows)
         return (rows[start : start + size] for start in range(0, len(rows), size))

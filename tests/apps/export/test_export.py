@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from captioner.apps.export import export as room
 from captioner.apps.export.export import ExportPlan, export
-from captioner.apps.export.parity_check import Answer, Way
+from captioner.apps.export.parity_check import Answer, Variant
 from captioner.apps.export.savedmodel import _joiner
 from captioner.cli.main import main
 from captioner.data.images import read_image
@@ -58,7 +58,7 @@ def test_onnx_takes_any_number_of_pictures(run: Path, pictures: list[Path], tmp_
     pytest.importorskip("tf2onnx")
     onnxruntime = pytest.importorskip("onnxruntime")
     made = export(run, plan(format="onnx", out=tmp_path / "onnx"))
-    assert made.checks[0].alike == 12 and made.checks[0].score_error < 1e-3
+    assert made.checks[0].same_text == 12 and made.checks[0].score_error < 1e-3
     sessions = {
         name: onnxruntime.InferenceSession(str(made.folder / f"{name}.onnx"))
         for name in ("encoder", "start", "step")
@@ -76,7 +76,7 @@ def test_onnx_takes_any_number_of_pictures(run: Path, pictures: list[Path], tmp_
 
 def test_a_savedmodel_serves(run: Path, pictures: list[Path], tmp_path: Path) -> None:
     made = export(run, plan(format="savedmodel", out=tmp_path / "served"))
-    assert {check.way for check in made.checks} == {"pixels", "serving_default"}
+    assert {check.variant for check in made.checks} == {"pixels", "serving_default"}
     signatures = tf.saved_model.load(str(made.folder / "1")).signatures
     served = signatures["serving_default"]
     assert set(served.structured_outputs) == {"caption", "score", "log_probability"}
@@ -115,7 +115,7 @@ def test_nothing_is_lost_by_float16_where_the_run_has_no_more(tmp_path: Path) ->
     made = export(half.folder, plan())
     about = json.loads((made.folder / "export.json").read_text(encoding="utf-8"))
     assert about["precision"] == "float16"
-    assert made.checks[0].alike == 12 and made.checks[0].score_error < 1e-2
+    assert made.checks[0].same_text == 12 and made.checks[0].score_error < 1e-2
 
 
 # What is refused.
@@ -155,7 +155,7 @@ def write_lies(job: Any, folder: Path) -> Any:
         return [Answer("a cat", -1.0) for _ in pictures]
 
     (folder / "model").write_text("…", encoding="utf-8")
-    return {"lies": Way(answers, 1e-3)}
+    return {"lies": Variant(answers, 1e-3)}
 
 
 def write_late(job: Any, folder: Path) -> Any:
