@@ -33,15 +33,15 @@ def add_arguments(add: Any) -> None:
 
 def run(arguments: Namespace) -> int:
     """`captioner data`: a data set in figures, and on a sheet."""
-    from captioner.data.datasets import load_split
     from captioner.data.statistics import summarize
 
-    for line in summarize(arguments.root, arguments.format, arguments.seed).lines():
+    summary = summarize(arguments.root, arguments.format, arguments.seed)
+    for line in summary.lines():
         print(line)
     if arguments.sheet:
         from captioner.visualization.plots import plot_records
 
-        records = load_split(arguments.root, "all", format=arguments.format).records
+        records = summary.records
         chosen = random.Random(arguments.seed).sample(records, min(arguments.pictures, len(records)))
         plot_records(chosen, arguments.sheet)
         print(f"{arguments.sheet}: {len(chosen)} of its pictures")

@@ -13,13 +13,27 @@ import re
 import unicodedata
 from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
-from captioner.data.formats import DATASETS
-from captioner.data.image_files import is_picture_name
-from captioner.data.listings import SPLIT_NAMES, SPLITS, CaptionsFile, Listing, Problems, Reader, named_split
+from captioner.data.formats import DATASETS, header_of, is_own_table
+from captioner.data.image_files import existing_form, is_foreign_folder, is_picture_name, missing_hint
+from captioner.data.listings import (
+    SPLIT_NAMES,
+    SPLITS,
+    CaptionsFile,
+    Listing,
+    Problems,
+    Reader,
+    head_of,
+    named_split,
+    plain_name,
+)
+from captioner.data.own_captions import OwnCaptions
 from captioner.data.vocabulary import words_of
 from captioner.errors import CaptionerError, DataError, load_object, unknown_name
 
@@ -32,6 +46,7 @@ __all__ = [
     "Split",
     "draw_splits",
     "load_split",
+    "load_splits",
     "open_dataset",
     "training_captions",
 ]
@@ -47,6 +62,11 @@ class CaptionedImage:
     path: Path
     captions: tuple[str, ...]
 
+    @cached_property
+    def words(self) -> tuple[tuple[str, ...], ...]:
+        """The words of each caption, cut once for all who need them."""
+        return tuple(tuple(words_of(caption)) for caption in self.captions)
+
 
 @dataclass(frozen=True)
 class Split:
@@ -56,6 +76,7 @@ class Split:
     records: tuple[CaptionedImage, ...]
     problems: Problems
     made: dict[str, list[str]] | None
+    files: str = ""  # captions files that were read, and those passed over for them
 
 
 def load_split(
@@ -79,47 +100,48 @@ def load_split(
     Raises:
         DataError: no such set, format or split, or not one usable picture.
     """
-    name = "all" if split == "all" else SPLIT_NAMES.get(split)
-    if name is None:
-        raise DataError(unknown_name("split", split, (*SPLITS, "all")))
-    dataset = open_dataset(root, name, format=format)
-    listing = dataset.listing
-    drawn: dict[str, list[str]] | None = None
-    if name == "all":
-        records = dataset.records(listing.captions)
-    elif listing.splits:
-        if name not in listing.splits:
-            has = ", ".join(known for known in SPLITS if known in listing.splits)
-            hint = dataset.reader.split_hint
-            raise DataError(f"{root}: no {name} split: the set has {has}; {name} would be told by {hint}")
-        records = dataset.records(listing.splits[name])
-    else:
-        everything = dataset.records(listing.captions)
-        drawn = draw_splits((record.id for record in everything), seed=seed, pinned=made)
-        if 0 < len(everything) < 3 and not drawn[name]:
-            raise DataError(
-                f"{root}: has no splits of its own, and too few usable pictures to draw some: "
-                f"{len(everything)}, at least 3 are needed"
-            )
-        members = set(drawn[name])
-        records = [record for record in everything if record.id in members]
-    if not records:
-        raise DataError(dataset.nothing_left(name))
-    return Split(name, tuple(records), listing.problems, drawn)
+    return load_splits(root, [split], format=format, seed=seed, made=made)[split]
 
 
-def open_dataset(root: str | Path, split: str = "all", *, format: str = "auto") -> DataSet:
-    """Finds the captions files of a data set and reads what concerns `split`."""
+def load_splits(
+    root: str | Path,
+    splits: Sequence[str],
+    *,
+    format: str = "auto",
+    seed: int = 0,
+    made: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Split]:
+    """Several splits of a data set, whose files are read once. As `load_split`."""
+    names = [_split_name(split) for split in splits]
+    dataset = open_dataset(root, *names, format=format)
+    return {
+        split: dataset.split(name, seed=seed, made=made) for split, name in zip(splits, names, strict=True)
+    }
+
+
+def open_dataset(root: str | Path, *splits: str, format: str = "auto") -> DataSet:
+    """Finds the captions files of a data set and reads what concerns `splits`; none named: all of it."""
     root = Path(root)
     if not root.exists():
-        raise DataError(f"{root}: no such folder or file; a data set's folder was expected")
+        raise DataError(
+            f"{root}: no such folder or file{missing_hint(root)}; a data set's folder was expected"
+        )
     try:
-        name, sources = _recognise(root, format)
+        name, sources = _recognize(root, format)
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot read it ({error.strerror})") from error
     reader = _reader(name)
-    listing = reader.read(sources, split)
-    return DataSet(root, name, reader, listing, PictureFinder(listing.folders, listing.captions))
+    listing = reader.read(sources, *(splits or ("all",)))
+    dataset = DataSet(root, name, reader, sources, listing, PictureFinder(listing.folders, listing.captions))
+    dataset.unite_names()
+    return dataset
+
+
+def _split_name(split: str) -> str:
+    name = "all" if split == "all" else SPLIT_NAMES.get(split)
+    if name is None:
+        raise DataError(unknown_name("split", split, (*SPLITS, "all")))
+    return name
 
 
 def training_captions(
@@ -136,7 +158,7 @@ def training_captions(
         listing = open_dataset(data, "train", format=format).listing
     except CaptionerError:  # a folder that holds one split only is none the worse for it
         return []
-    names = listing.splits.get("train") or (made or {}).get("train", ())
+    names = listing.splits.get("train") or map(plain_name, (made or {}).get("train", ()))
     return [caption for name in names for caption in listing.captions.get(name, ())]
 
 
@@ -174,28 +196,88 @@ def _hash_share(seed: int, picture: str) -> float:
 
 @dataclass(frozen=True)
 class DataSet:
-    """An opened data set: which format, what its files say, and where its pictures are looked for."""
+    """An opened data set: which form, what its files say, and where its pictures are looked for."""
 
     root: Path
     format: str
     reader: Reader
+    sources: Sequence[CaptionsFile]
     listing: Listing
     pictures: PictureFinder
+
+    @cached_property
+    def files(self) -> str:
+        """Which captions files were read, and which were passed over for them."""
+        if self.sources[0].path == self.root:
+            return str(self.root)
+        read = [os.path.relpath(source.path, self.root) for source in self.sources]
+        beside = dict.fromkeys(name for source in self.sources for name in source.beside)
+        for reader in dict.fromkeys(DATASETS.values()):
+            others = [os.path.relpath(source.path, self.root) for source in reader.find(self.root)]
+            beside.update(dict.fromkeys(name for name in others if name not in read and name != "."))
+        return ", ".join(read) + (f"; not read: {', '.join(beside)}" if beside else "")
+
+    def split(self, name: str, *, seed: int = 0, made: Mapping[str, Sequence[str]] | None = None) -> Split:
+        """One of train, dev, test, all; see `load_split`."""
+        listing, drawn = self.listing, None
+        if name == "all":
+            records = list(self.usable)
+        elif listing.splits:
+            if name not in listing.splits:
+                has = ", ".join(known for known in SPLITS if known in listing.splits)
+                hint = self.reader.split_hint
+                told = f"no {name} split: the set has {has}; {name} would be told by {hint}"
+                raise DataError(f"{self.root}: {told}")
+            records = self.records(listing.splits[name])
+        else:
+            pinned = {split: list(map(plain_name, ids)) for split, ids in (made or {}).items()}
+            drawn = draw_splits((record.id for record in self.usable), seed=seed, pinned=pinned)
+            if 0 < len(self.usable) < 3 and not drawn[name]:
+                raise DataError(
+                    f"{self.root}: has no splits of its own, and too few usable pictures to draw some: "
+                    f"{len(self.usable)}, at least 3 are needed"
+                )
+            members = set(drawn[name])
+            records = [record for record in self.usable if record.id in members]
+        if not records:
+            raise DataError(self.nothing_left(name))
+        return Split(name, tuple(records), listing.problems, drawn, self.files)
+
+    @cached_property
+    def usable(self) -> tuple[CaptionedImage, ...]:
+        """All pictures that exist and have a caption."""
+        return tuple(self.records(self.listing.captions))
 
     def records(self, names: Iterable[str]) -> list[CaptionedImage]:
         """The named pictures that exist and have a caption; notes the others among the problems."""
         note = self.listing.problems.note
         records = []
         for name in names:
-            captions = self._captions(name)
             path = self.pictures.find(name)
+            captions = self._captions(name, path)
             if path is None:
                 note("missing pictures", name)
+            elif _composed(path.name) != _composed(os.path.basename(name)):
+                note("picture names in another case", f"{name}: {path.name}")
             if not captions:
                 note("pictures without a caption", name)
             if path is not None and captions:
                 records.append(CaptionedImage(name, path, captions))
         return records
+
+    def unite_names(self) -> None:
+        """Makes one picture of several names that lead to the same file."""
+        listing, first_name = self.listing, dict[str, str]()
+        for name in list(listing.captions):
+            path = self.pictures.find(name)
+            first = first_name.setdefault(os.path.abspath(path), name) if path else name
+            if first != name:
+                listing.captions[first] += listing.captions.pop(name)
+                listing.problems.note("pictures under two names", f"{name}: {first}")
+                for members in listing.splits.values():
+                    if name in members:
+                        del members[name]
+                        members[first] = None
 
     def nothing_left(self, split: str) -> str:
         """The sentence for a split without one usable picture."""
@@ -204,18 +286,33 @@ class DataSet:
         what = f"no usable picture in {split} ({self.format} form)"
         return f"{self.root}: {what}{problems}\n  looked in {looked}"
 
-    def _captions(self, name: str) -> tuple[str, ...]:
+    def _captions(self, name: str, path: Path | None) -> tuple[str, ...]:
         note = self.listing.problems.note
-        captions = []
+        captions: list[str] = []
+        ours = self._written_by_captioner(name, path)
         for caption in self.listing.captions.get(name, ()):
             caption = " ".join(caption.split())
             if not _LETTER.search(caption) and not words_of(caption):
                 note("empty captions", name)
                 continue
+            if caption in ours:
+                note("captions that captioner wrote", f"{name}: {caption[:40]}")
+                continue
             if caption in captions:  # kept: published scores count it, too
                 note("captions twice at one picture", f"{name}: {caption[:40]}")
             captions.append(caption)
         return tuple(captions)
+
+    def _written_by_captioner(self, name: str, path: Path | None) -> frozenset[str]:
+        """What the journals beside the picture and below the captions files say that captioner wrote."""
+        inner, base = os.path.split(name)
+        folders = [path.parent] if path else []
+        folders += [source.path.parent / inner for source in self.sources if source.path != self.root]
+        return frozenset().union(*(self._own.wrote(folder, base) for folder in dict.fromkeys(folders)))
+
+    @cached_property
+    def _own(self) -> OwnCaptions:
+        return OwnCaptions()
 
 
 _LETTER = re.compile(r"[^\W_]")
@@ -225,49 +322,78 @@ class PictureFinder:
     """Where a data set's pictures are: one listing a folder, not one question a picture.
 
     Looks in `folders`, then in their sub-folders with a customary name (and in those of these). If a set has
-    no picture there at all, every sub-folder counts.
+    no picture there at all, every sub-folder counts, but for those of other programs. Names are found in any
+    Unicode form, and in another case where that leads to one file only.
     """
 
     def __init__(self, folders: Sequence[Path], names: Iterable[str]) -> None:
-        self._listings: dict[str, dict[str, str]] = {}
+        self._listings: dict[str, _Names] = {}
+        self._found: dict[str, Path | None] = {}
         self.folders = [os.fspath(folder) for folder in folders]
         near = [inner for folder in self.folders for inner in self._customary(folder)]
         self.folders += [*near, *(inner for folder in near for inner in self._customary(folder))]
-        if not any(map(self.find, islice(names, 1000))):
+        if not any(map(self._find, islice(names, 1000))):
             self.folders += [inner for folder in self.folders for inner in self._below(folder)]
 
     def find(self, name: str) -> Path | None:
         """The path of the picture with this name in the data set."""
-        inner, base = os.path.split(name)
-        for folder in self.folders:
-            folder = os.path.join(folder, inner) if inner else folder
-            # Composed form: macOS stores names like "사진.jpg" decomposed.
-            found = self._listing(folder).get(unicodedata.normalize("NFC", base))
-            if found is not None:
-                return Path(folder, found)
-        return None
+        if name not in self._found:
+            self._found[name] = self._find(name)
+        return self._found[name]
 
     def uncaptioned(self, captioned: Iterable[str]) -> list[str]:
         """Pictures in the folders in use that no caption names, in order of name."""
-        known = {unicodedata.normalize("NFC", os.path.basename(name)) for name in captioned}
-        in_use = {name for folder in self.folders for name in self._listing(folder) if is_picture_name(name)}
+        known = {_composed(os.path.basename(self.find(name) or name)) for name in captioned}
+        in_use = {
+            name for folder in self.folders for name in self._listing(folder).exact if is_picture_name(name)
+        }
         return sorted(in_use - known)
 
-    def _listing(self, folder: str) -> dict[str, str]:
+    def _find(self, name: str) -> Path | None:
+        inner, base = os.path.split(name)
+        base = _composed(base)
+        near = [self._listing(os.path.join(folder, inner) if inner else folder) for folder in self.folders]
+        for listing in near:
+            if base in listing.exact:
+                return Path(listing.folder, listing.exact[base])
+        folded = base.casefold()
+        for listing in near:
+            if len(listing.folded.get(folded, ())) == 1:
+                return Path(listing.folder, listing.folded[folded][0])
+        return None
+
+    def _listing(self, folder: str) -> _Names:
         if folder not in self._listings:
-            try:
-                names = os.listdir(folder)
-            except OSError:
-                names = []
-            self._listings[folder] = {unicodedata.normalize("NFC", name): name for name in names}
+            there = os.fspath(existing_form(Path(folder)))
+            exact: dict[str, str] = {}
+            folded: dict[str, list[str]] = {}
+            with suppress(OSError, ValueError):
+                for name in os.listdir(there):
+                    # Composed: macOS stores names like "사진.jpg" decomposed.
+                    exact[_composed(name)] = name
+                    folded.setdefault(_composed(name).casefold(), []).append(name)
+            self._listings[folder] = _Names(there, exact, folded)
         return self._listings[folder]
 
     def _below(self, folder: str) -> list[str]:
-        inner = (os.path.join(folder, name) for name in sorted(self._listing(folder)) if "." not in name)
+        names = (name for name in sorted(self._listing(folder).exact.values()) if "." not in name)
+        inner = (os.path.join(folder, name) for name in names if not is_foreign_folder(folder, name))
         return [path for path in inner if os.path.isdir(path) and path not in self.folders]
 
     def _customary(self, folder: str) -> list[str]:
         return [path for path in self._below(folder) if os.path.basename(path).lower() in _PICTURE_FOLDERS]
+
+
+class _Names(NamedTuple):
+    """What is in a folder: names by their composed form, and by that in lower case."""
+
+    folder: str  # as it is on the disk
+    exact: dict[str, str]
+    folded: dict[str, list[str]]
+
+
+def _composed(name: str) -> str:
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 _PICTURE_FOLDERS = frozenset(
@@ -278,32 +404,57 @@ _PICTURE_FOLDERS = frozenset(
 )
 
 
-def _recognise(root: Path, format: str) -> tuple[str, list[CaptionsFile]]:
-    """The format's name and its captions files."""
+def _recognize(root: Path, format: str) -> tuple[str, list[CaptionsFile]]:
+    """The form's name and its captions files."""
     if root.is_file():
-        return (format if format != "auto" else _format_of_file(root)), [
-            CaptionsFile(root, named_split(root))
-        ]
+        name = format if format != "auto" else _form_of_file(root)
+        return name, [CaptionsFile(root, named_split(root))]
     names = list(DATASETS) if format == "auto" else [format]
+    by_name_only = None
     for name in names:
         sources = _reader(name).find(root)
-        if sources:
+        if sources and sources[0].certain:
             return name, sources
+        by_name_only = by_name_only or (sources and (name, sources))
+    if by_name_only:
+        return by_name_only
     readers = {_reader(name).looks_for: name for name in reversed(names)}
     looked_for = "\n".join(f"  {name}: {form}" for form, name in reversed(readers.items()))
     there = sorted(os.listdir(root))
     shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "nothing"
     raise DataError(
         f"{root}: no captions found; there is {shown}; looked for\n{looked_for}\n"
-        "  give the captions file itself, or name its form with --format"
+        f"  give the captions file itself, or name its form with --format{_unread(root, there)}"
     )
 
 
-def _format_of_file(file: Path) -> str:
+def _unread(root: Path, names: Sequence[str]) -> str:
+    """What to say of files that hold captions in a way that is not read."""
+    hints = {
+        (".parquet", ".arrow"): "export its rows with their pictures first: metadata.jsonl and image files",
+        (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"): "unpack it first",
+        (".xlsx", ".ods", ".xls"): "save it as CSV first",
+    }
+    found = [
+        f"{name}: {hint}"
+        for suffixes, hint in hints.items()
+        for name in [name for name in names if name.lower().endswith(suffixes)][:1]
+    ]
+    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
+    own = [name for name in tables if is_own_table(root / name)]
+    found += [f"{name}: captioner wrote it, there is nothing to learn from it" for name in own[:1]]
+    return "".join(f"\n  {line}" for line in found)
+
+
+def _form_of_file(file: Path) -> str:
+    """The form of a captions file, by what is in it."""
+    head = head_of(file)
     suffix = file.suffix.lower()
     if suffix == ".json":
         return "coco" if b'"annotations"' in file.read_bytes() else "karpathy"
-    return {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl"}.get(suffix, "flickr8k")
+    if suffix == ".jsonl" or head.lstrip().startswith("{"):
+        return "jsonl"
+    return "csv" if suffix in (".csv", ".tsv") or header_of(file) else "flickr8k"
 
 
 def _reader(name: str) -> Reader:

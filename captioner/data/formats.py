@@ -1,19 +1,22 @@
-"""The formats in which captioned pictures are handed about: one reader each, a row in `DATASETS`.
+"""The forms in which captioned pictures are handed about: one reader each, a row in `DATASETS`.
 
 In: captions files and split lists. Out: what they say, added to a `Listing`. Opens no picture.
 """
 
 from __future__ import annotations
 
+import ast
 import csv
 import io
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from captioner.data.image_files import is_picture_name
 from captioner.data.listings import (
     SPLIT_NAMES,
     CaptionsFile,
@@ -21,10 +24,13 @@ from captioner.data.listings import (
     Problems,
     Reader,
     files_of,
+    head_of,
     named_split,
+    plain_name,
     read_text,
     refuse,
 )
+from captioner.data.own_captions import is_own_row
 from captioner.data.pairs import CAPTION_KEYS, find_pairs, parse_pairs
 from captioner.errors import DataError
 
@@ -35,16 +41,41 @@ _SPLIT_LIST = re.compile(r"(?:.*[_.-])?(train|dev|val|test)(?:images)?\.txt", re
 
 
 def _find_flickr(root: Path) -> list[CaptionsFile]:
-    found = files_of(root, ".token.txt", ".token", "captions.txt", "results.csv")
-    return [CaptionsFile(path) for path in found[:1]]
+    """The file of customary name, else any with such lines; of several the one with the words as written."""
+    customary = files_of(root, ".token.txt", ".token", "captions.txt", "results.csv")
+    found = [path for path in customary if _is_token_file(path) or header_of(path)]
+    found = found or [path for path in files_of(root, ".txt") if _is_token_file(path)]
+    # Flickr8k's archive holds its captions again as lemmas ("two dog be run"), which are shorter.
+    found.sort(key=lambda path: ("lemma" in path.name.lower(), -_mean_length(path), path.name))
+    return _chosen(found) or [
+        CaptionsFile(path, certain=False) for path in customary[:1] if ".token" in path.name
+    ]
+
+
+def _is_token_file(path: Path) -> bool:
+    return bool(_TOKEN_LINE.fullmatch(_first_line(head_of(path))))
+
+
+def _mean_length(path: Path) -> int:
+    lines = [line for line in head_of(path).split("\n") if line.strip()]
+    return round(sum(map(len, lines)) / max(1, len(lines)))
+
+
+def _chosen(found: list[Path]) -> list[CaptionsFile]:
+    """The first of several files, which knows the others."""
+    return [CaptionsFile(path, beside=tuple(other.name for other in found[1:])) for path in found[:1]]
+
+
+def _first_line(text: str) -> str:
+    return next((line for line in text.split("\n") if line.strip()), "")
 
 
 def _parse_flickr(listing: Listing, source: CaptionsFile, split: str) -> None:
-    lines = read_text(source.path).split("\n")
-    first_line = next((line for line in lines if line.strip()), "").rstrip("\r")
+    text = read_text(source.path)
+    first_line = _first_line(text)
     if _TOKEN_LINE.fullmatch(first_line):
-        for number, line in enumerate(lines, start=1):
-            match = _TOKEN_LINE.fullmatch(line.rstrip("\r"))
+        for number, line in enumerate(text.split("\n"), start=1):
+            match = _TOKEN_LINE.fullmatch(line)
             if match:
                 listing.add(match[1], [match[2]], source.split)
             elif line.strip():
@@ -66,7 +97,7 @@ def _add_split_lists(listing: Listing, captions_file: Path, split: str) -> None:
         members = listing.splits.setdefault(name, {})
         if split not in (name, "all"):
             continue  # that it is there says that the set has splits of its own
-        for line in filter(None, map(str.strip, read_text(path).splitlines())):
+        for line in filter(None, map(plain_name, map(str.strip, read_text(path).split("\n")))):
             if line not in listing.captions and not stems:  # Flickr30k's lists leave the suffix out
                 stems = {os.path.splitext(known)[0]: known for known in listing.captions}
             picture = line if line in listing.captions else stems.get(line, line)
@@ -82,13 +113,32 @@ _COCO_FORM = '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "ca
 
 
 def _find_karpathy(root: Path) -> list[CaptionsFile]:
-    found = [path for path in files_of(root, ".json") if re.fullmatch(r"dataset(_.*)?\.json", path.name)]
-    return [CaptionsFile(path) for path in found[:1]]
+    found = [path for path in files_of(root, ".json") if _json_form(path) == "karpathy"]
+    return _chosen(sorted(found, key=lambda path: not path.name.startswith("dataset")))
 
 
 def _find_coco(root: Path) -> list[CaptionsFile]:
-    found = [path for path in files_of(root, ".json") if re.fullmatch(r"captions.*\.json", path.name)]
-    return [CaptionsFile(path, named_split(path)) for path in found]
+    """Files named after splits, or called captions…; else the only one."""
+    found = [path for path in files_of(root, ".json") if _json_form(path) == "coco"]
+    customary = [path for path in found if path.name.startswith("captions")]
+    named = customary or [path for path in found if named_split(path)]
+    beside = tuple(path.name for path in found if path not in named) if named else ()
+    return [
+        CaptionsFile(path, named_split(path), beside=beside) for path in named or found[: len(found) == 1]
+    ]
+
+
+def _json_form(path: Path) -> str:
+    """Which form a JSON file is of, by the keys in it; dataset_infos.json and its like are of none."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return ""
+    if b'"images"' not in content:
+        return ""
+    if b'"annotations"' in content and b'"caption"' in content:
+        return "coco"
+    return "karpathy" if b'"filename"' in content and b'"sentences"' in content else ""
 
 
 def _load_json(source: CaptionsFile, form: str) -> dict[str, Any]:
@@ -125,62 +175,149 @@ def _parse_coco(listing: Listing, source: CaptionsFile, split: str) -> None:
             if picture is None:
                 listing.problems.note("captions of an unlisted picture", f"image_id {annotation['image_id']}")
             else:
-                listing.captions[picture].append(str(annotation["caption"]))
+                listing.add(picture, [annotation["caption"]])
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{source.path}: expected {_COCO_FORM}; missing or odd: {error}") from error
 
 
 # Tables (CSV, TSV) and JSON lines: one row a caption, or one a picture
 
-_NAME_KEYS = ("file_name", "filename", "image", "image_name", "image_path", "filepath", "file", "path")
+_NAME_KEYS = (
+    *("file_name", "filename", "image", "image_name", "image_path", "filepath", "file", "path"),
+    *("image_file_name", "img", "image_id", "picture"),
+)
 _SPLIT_KEYS = ("split", "set", "subset")
+_MOST_LINES = 50  # of one caption
+_NUMBERED = re.compile(rf"({'|'.join(CAPTION_KEYS)})[ _-]?\d+")  # caption_1, caption_2, …
 
 
-def _find_rows(*suffixes: str) -> Callable[[Path], list[CaptionsFile]]:
+def _find_rows(holds_rows: Callable[[Path], bool], *suffixes: str) -> Callable[[Path], list[CaptionsFile]]:
     def find(root: Path) -> list[CaptionsFile]:
         """`metadata` or `captions`, else files or folders named after splits, else the only file."""
-        found = files_of(root, *suffixes)
+        found = [path for path in files_of(root, *suffixes) if holds_rows(path)]
         customary = [path for path in found if path.stem.lower() in ("metadata", "captions")]
         if customary:
-            return [CaptionsFile(path) for path in customary[:1]]
+            return _chosen(customary + [path for path in found if path not in customary])
         named = [CaptionsFile(path, named_split(path)) for path in found if named_split(path)]
         for folder in sorted(child for child in root.iterdir() if child.name.lower() in SPLIT_NAMES):
             inside = (folder / f"metadata{suffix}" for suffix in suffixes)
             split = SPLIT_NAMES[folder.name.lower()]
-            named += [CaptionsFile(path, split, folder.name + "/") for path in inside if path.is_file()]
-        return named or [CaptionsFile(path) for path in found[:1] if len(found) == 1]
+            named += [CaptionsFile(path, split, folder.name + "/") for path in inside if holds_rows(path)]
+        if named or len(found) == 1:
+            return named or _chosen(found)
+        customary = [
+            path for path in files_of(root, *suffixes) if path.stem.lower() in ("metadata", "captions")
+        ]
+        return [CaptionsFile(path, certain=False) for path in customary[:1] if not is_own_table(path)]
 
     return find
+
+
+def is_own_table(path: Path) -> bool:
+    """Whether a table, by how it begins, holds nothing but captions that captioner wrote."""
+    first_line, _, rest = head_of(path).partition("\n")
+    if path.suffix.lower() == ".jsonl":
+        rows = [row for line in first_line.split("\n") if isinstance(row := _json_or_none(line), dict)]
+    else:
+        header = _header(first_line.strip())
+        if header is None or "score" not in header[1]:
+            return False
+        delimiter, columns = header
+        lines = csv.reader(rest.split("\n")[:-1] or [rest], delimiter=delimiter)
+        rows = [dict(zip(columns, row, strict=False)) for row in lines if row]
+    return bool(rows) and all(map(is_own_row, rows))
+
+
+def header_of(path: Path) -> tuple[str, list[str]] | None:
+    """Delimiter and columns of a table of pictures and captions that people wrote; None: it is none."""
+    return None if is_own_table(path) else _header(head_of(path).partition("\n")[0].strip())
 
 
 def _header(line: str) -> tuple[str, list[str]] | None:
     """Delimiter and column names (lower case) if the line heads a table of pictures and captions."""
     for delimiter in "\t|;,":
         columns = [column.strip().strip('"').lower() for column in line.split(delimiter)]
-        if any(key in columns for key in _NAME_KEYS) and any(key in columns for key in CAPTION_KEYS):
+        if any(key in columns for key in _NAME_KEYS) and _caption_columns(columns):
             return delimiter, columns
     return None
 
 
+def _caption_columns(columns: list[str]) -> list[str]:
+    """The column of captions, or several: caption_1, caption_2, …"""
+    numbered = [column for column in columns if _NUMBERED.fullmatch(column) and column != "comment_number"]
+    return [key for key in CAPTION_KEYS if key in columns][:1] or numbered
+
+
 def _parse_csv(listing: Listing, source: CaptionsFile, split: str) -> None:
-    text = read_text(source.path)
-    first_line, _, rest = text.partition("\n")
-    header = _header(first_line.strip())
+    lines = read_text(source.path).split("\n")
+    header = _header(lines[0].strip())
     if header is None:
-        refuse(source, "a first line that names the columns: image,caption[,split]", first_line)
+        refuse(source, "a first line that names the columns: image,caption[,split]", lines[0])
+    for number, row in _table_rows(lines, header, listing.problems, source.path.name):
+        _add_row(listing, dict(zip(header[1], row, strict=False)), source, number)
+
+
+def _table_rows(
+    lines: list[str], header: tuple[str, list[str]], problems: Problems, file: str
+) -> Iterator[tuple[int, list[str]]]:
+    """The rows of a table, each with the number of its line.
+
+    A quoted caption may run over several lines, but not over one that is a row itself: then its quotation
+    mark was left open, and belongs to the caption.
+    """
     delimiter, columns = header
-    # Only comma-separated files quote; elsewhere a quotation mark belongs to the caption.
-    quoting: Any = csv.QUOTE_MINIMAL if delimiter in ",;" else csv.QUOTE_NONE
-    rows = csv.reader(io.StringIO(rest, newline=""), delimiter=delimiter, quoting=quoting)
+    quotes = delimiter in ",;"  # elsewhere a quotation mark belongs to the caption
+    caption = columns.index(_caption_columns(columns)[-1])
+    name = next(columns.index(key) for key in _NAME_KEYS if key in columns)
+    suffixed = len(lines) > 1 and is_picture_name(_name_in(lines[1], delimiter, name))
+
+    def is_row(line: str) -> bool:
+        """Whether a line is a row by itself: with enough fields, and a picture's name where it should be."""
+        enough = line.count(delimiter) >= len(columns) - 1
+        return enough and (not suffixed or is_picture_name(_name_in(line, delimiter, name)))
+
+    number = 1
+    while number < len(lines):
+        start, text = number, lines[number]
+        number += 1
+        if not text.strip():
+            continue
+        is_open = quotes and '"' in text and _left_open(text, delimiter)
+        while is_open and number < min(len(lines), start + _MOST_LINES) and not is_row(lines[number]):
+            text += "\n" + lines[number]
+            number += 1
+            is_open = _left_open(text, delimiter)
+        if is_open:
+            problems.note("quotation marks left open", f"{file}:{start + 1}")
+            number, text = start + 1, lines[start]
+        row = _fields(text, delimiter, quoted=quotes and not is_open)
+        if len(row) > len(columns):
+            extra = len(row) - len(columns)
+            row[caption : caption + extra + 1] = [delimiter.join(row[caption : caption + extra + 1])]
+            problems.note("delimiters in captions without quotes", f"{file}:{start + 1}")
+        yield start + 1, row
+
+
+def _fields(text: str, delimiter: str, *, quoted: bool) -> list[str]:
+    if not quoted or '"' not in text:
+        return text.split(delimiter)
     try:
-        for row in rows:
-            if len(row) > len(columns) and columns[-1] in CAPTION_KEYS:  # a caption with commas, not quoted
-                row[len(columns) - 1 :] = [delimiter.join(row[len(columns) - 1 :])]
-            if row:
-                _add_row(listing, dict(zip(columns, row, strict=False)), source, rows.line_num + 1)
-    except csv.Error as error:
-        where = f"{source.path}, line {rows.line_num + 1}"
-        raise DataError(f"{where}: {error}; is a quotation mark left open?") from error
+        return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error:  # longer than any caption
+        return text.split(delimiter)
+
+
+def _left_open(text: str, delimiter: str) -> bool:
+    """Whether a quotation mark that begins a field is not closed in these lines."""
+    d = re.escape(delimiter)
+    rest = re.sub(rf'(?:(?<=^)|(?<={d}))"(?:[^"]|"")*"(?={d}|$)', "", text)
+    return re.search(rf'(^|{d})"', rest) is not None
+
+
+def _name_in(line: str, delimiter: str, name: int) -> str:
+    """What stands where the picture's name should be, without folders."""
+    fields = [*line.split(delimiter), *[""] * name]
+    return re.split(r"[/\\]", fields[name].strip().strip('"'))[-1]
 
 
 def _json_rows(source: CaptionsFile, problems: Problems) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -195,6 +332,20 @@ def _json_rows(source: CaptionsFile, problems: Problems) -> Iterator[tuple[int, 
             problems.note("lines not understood", f"{source.path.name}:{number}")
 
 
+def _holds_json_rows(path: Path) -> bool:
+    """Whether the first line is an object with a picture and captions that captioner did not write."""
+    row = _json_or_none(_first_line(head_of(path)))
+    keys = isinstance(row, dict) and any(key in row for key in _NAME_KEYS) and _caption_columns(list(row))
+    return bool(keys) and not is_own_row(row)
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
 def _parse_jsonl(listing: Listing, source: CaptionsFile, split: str) -> None:
     for number, row in _json_rows(source, listing.problems):
         _add_row(listing, row, source, number)
@@ -204,14 +355,34 @@ def _parse_jsonl(listing: Listing, source: CaptionsFile, split: str) -> None:
 
 def _add_row(listing: Listing, row: dict[str, Any], source: CaptionsFile, line: int) -> None:
     name = next((row[key] for key in _NAME_KEYS if row.get(key)), None)
-    captions = next((row[key] for key in CAPTION_KEYS if row.get(key) is not None), None)
-    if not isinstance(name, str) or captions is None:
+    keys = _caption_columns(list(row))
+    captions = [row[key] for key in keys if row[key] is not None or len(keys) == 1]
+    if not isinstance(name, str) or not keys:
         listing.problems.note("lines not understood", f"{source.path.name}:{line}")
         return
     picture = source.prefix + name.strip().replace("\\", "/")
     told = next((row[key] for key in _SPLIT_KEYS if row.get(key)), None)
-    texts = captions if isinstance(captions, list) else [captions]
-    listing.add(picture, map(str, texts), listing.split_of(told, picture) or source.split)
+    split = listing.split_of(told, picture) or source.split
+    if is_own_row(row):
+        listing.problems.note("captions that captioner wrote", f"{source.path.name}:{line}")
+        return
+    texts = [text for each in captions for text in (each if isinstance(each, list) else _list_in(each))]
+    listing.add(picture, texts, split)
+
+
+def _list_in(value: Any) -> list[Any]:
+    """The sentences of a list that was written into one cell, as pandas does; else the value alone.
+
+    >>> _list_in("['a dog', 'a cat']"), _list_in("[sic] a dog")
+    (['a dog', 'a cat'], ['[sic] a dog'])
+    """
+    if isinstance(value, str) and value[:1] == "[" and value.rstrip()[-1:] == "]":
+        for read in (json.loads, ast.literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = read(value)
+                if isinstance(found, list) and all(isinstance(each, str) for each in found):
+                    return found
+    return [value]
 
 
 _FLICKR = Reader(
@@ -223,13 +394,13 @@ _FLICKR = Reader(
 _CSV = Reader(
     "*.csv or *.tsv headed image,caption[,split]",
     "a column split, or files train.csv, dev.csv, test.csv",
-    _find_rows(".csv", ".tsv"),
+    _find_rows(lambda path: header_of(path) is not None, ".csv", ".tsv"),
     _parse_csv,
 )
 _JSONL = Reader(
     'metadata.jsonl (or *.jsonl) with lines {"file_name": …, "text": …}',
     'a key "split", or files or folders named train, dev, test',
-    _find_rows(".jsonl"),
+    _find_rows(_holds_json_rows, ".jsonl"),
     _parse_jsonl,
 )
 _KARPATHY = Reader(

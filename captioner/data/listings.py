@@ -7,8 +7,9 @@ what was odd, before anybody has looked for the pictures.
 from __future__ import annotations
 
 import os
+import posixpath
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,6 +23,18 @@ SPLIT_NAMES = {
     **dict.fromkeys(("test", "testing"), "test"),
 }
 NAMES_KEPT = 5
+# What to do about it, for the kinds of problems where that is not plain.
+REMEDIES = {
+    "quotation marks left open": "taken for a part of the caption; close or double them",
+    "delimiters in captions without quotes": "taken for a part of the caption; quote the caption",
+    "captions that are no text": "left out; a caption is a sentence, or a list of sentences",
+    "captions that stand for nothing (null, NaN)": "left out; write one, or take the row out",
+    "captions with marker words": "the markers are left out; take them out of the file",
+    "captions with <unk>": "left out, for a word is missing; use the captions as people wrote them",
+    "captions that captioner wrote": "left out; one changed by a person counts (in a table: without a score)",
+    "pictures under two names": "taken for one; write one name",
+    "picture names in another case": "found all the same; other systems may not",
+}
 
 
 class Problems:
@@ -48,9 +61,10 @@ class Problems:
         return bool(self.counts)
 
     def lines(self) -> list[str]:
-        """One line a kind, for people."""
+        """One line a kind, for people, with what to do about it."""
         return [
             f"{kind}: {count} ({', '.join(self.names[kind])}{', …' if count > NAMES_KEPT else ''})"
+            + (f"; {REMEDIES[kind]}" if kind in REMEDIES else "")
             for kind, count in self.counts.items()
         ]
 
@@ -63,6 +77,8 @@ class CaptionsFile:
     path: Path
     split: str | None = None
     prefix: str = ""
+    beside: tuple[str, ...] = ()  # files of the same form that were passed over for this one
+    certain: bool = True  # False: its name says so, but what is in it does not
 
     def folders(self) -> list[Path]:
         """Where its picture names are relative to, nearest first."""
@@ -87,11 +103,35 @@ class Listing:
     splits: dict[str, dict[str, None]] = field(default_factory=dict)  # dict as ordered set
     problems: Problems = field(default_factory=Problems)
 
-    def add(self, name: str, captions: Iterable[str], split: str | None = None) -> None:
-        """Adds captions to a picture, and the picture to a split."""
-        self.captions.setdefault(name, []).extend(captions)
+    def add(self, name: str, captions: Iterable[Any], split: str | None = None) -> None:
+        """Adds captions to a picture, and the picture to a split; what is no text is noted and left out."""
+        name = plain_name(name)
+        known = self.captions.setdefault(name, [])
+        for value in captions:
+            text = self._text(value, name)
+            if text is not None:
+                known.append(text)
         if split is not None:
             self.splits.setdefault(split, {})[name] = None
+
+    def _text(self, value: Any, name: str) -> str | None:
+        """A caption as it is written, or None."""
+        if isinstance(value, Mapping):  # {"raw": "A dog ."}, as Karpathy's form has it
+            texts = [value[key] for key in _TEXT_KEYS if isinstance(value.get(key), str)]
+            value = texts[0] if len(texts) == 1 else value
+        if value is None or value != value or (isinstance(value, str) and value.strip().lower() in _NOTHING):
+            self.problems.note("captions that stand for nothing (null, NaN)", f"{name}: {value}")
+            return None
+        if not isinstance(value, str) or _NUMBER.fullmatch(value.strip()):
+            self.problems.note("captions that are no text", f"{name}: {str(value)[:40]}")
+            return None
+        if "unk" in value.lower() and _UNKNOWN.search(value):
+            self.problems.note("captions with <unk>", f"{name}: {value.strip()[:40]}")
+            return None
+        text = without_markers(value)
+        if text != value:
+            self.problems.note("captions with marker words", f"{name}: {value.strip()[:40]}")
+        return text
 
     def split_of(self, value: Any, name: str) -> str | None:
         """The split that a row tells; what it tells badly is noted."""
@@ -114,20 +154,55 @@ class Reader:
     find: Callable[[Path], list[CaptionsFile]]
     parse: Callable[[Listing, CaptionsFile, str], None]
 
-    def read(self, sources: list[CaptionsFile], split: str) -> Listing:
-        """Reads those files that concern `split` (train, dev, test, all).
+    def read(self, sources: list[CaptionsFile], *splits: str) -> Listing:
+        """Reads those files that concern `splits` (of train, dev, test; or all).
 
         Raises:
-            DataError: a file is not of this format; names the file and the line.
+            DataError: a file is not of this form; names the file and the line.
         """
         listing = Listing([])
         for source in sources:
             listing.folders += [folder for folder in source.folders() if folder not in listing.folders]
             if source.split is not None:
                 listing.splits.setdefault(source.split, {})
-            if source.split is None or split in (source.split, "all"):
-                self.parse(listing, source, split)
+            if source.split is None or source.split in splits or "all" in splits:
+                self.parse(listing, source, splits[0] if len(splits) == 1 else "all")
         return listing
+
+
+def plain_name(name: str) -> str:
+    """A picture's name without detours, so that one picture has one name.
+
+    >>> plain_name("./a.jpg"), plain_name("x//y/../a.jpg"), plain_name("a.jpg")
+    ('a.jpg', 'x/a.jpg', 'a.jpg')
+    """
+    return posixpath.normpath(name) if "/" in name and "://" not in name else name
+
+
+def without_markers(text: str) -> str:
+    """A caption without the words that other programs put around it to mark its beginning and its end.
+
+    >>> without_markers("<start> a dog runs <end>"), without_markers("startseq a dog endseq")
+    ('a dog runs', 'a dog')
+    """
+    folded = text.lower()
+    if not any(hint in folded for hint in ("<", "[", "seq", "start", "os ")):
+        return text
+    found = _MARKER.sub(" ", text)
+    pair = _MARKER_PAIR.fullmatch(found.strip())
+    found = pair[2] if pair else found
+    return text if found == text else " ".join(found.split())
+
+
+_MARKS = "s|start|end|sos|eos|bos|pad|go|sep|cls|mask|begin|stop|startseq|endseq"
+_MARKER = re.compile(
+    rf"<\s*/?\s*({_MARKS})\s*>|\[({_MARKS})\]|<\|\w+\|>|\b(startseq|endseq)\b", re.IGNORECASE
+)
+_MARKER_PAIR = re.compile(r"(start|sos|bos)\s(.*)\s(end|eos)", re.IGNORECASE | re.DOTALL)
+_UNKNOWN = re.compile(r"<\s*unk(nown)?\s*>|\[unk(nown)?\]", re.IGNORECASE)
+_NOTHING = frozenset(("nan", "null", "none", "n/a", "#n/a", "<na>", "undefined"))
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
+_TEXT_KEYS = ("raw", "caption", "text", "sentence")
 
 
 def named_split(path: Path) -> str | None:
@@ -137,7 +212,7 @@ def named_split(path: Path) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file: UTF-8, or UTF-16 with its mark, as spreadsheets write it.
+    """The text of a file: UTF-8, UTF-16 or UTF-32, with a byte-order mark or without; lines end in a newline.
 
     Raises:
         DataError: it cannot be read or is not text; names the line.
@@ -147,15 +222,38 @@ def read_text(path: Path) -> str:
     except OSError as error:
         raise DataError(f"{path}: cannot read it ({error.strerror})") from error
     try:
-        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        text = data.decode(_coding(data))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise DataError(
             f"{path}, line {line}: not UTF-8 text; if it is text, convert it: iconv -f latin1 -t utf-8"
         ) from error
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
 
-_TEXT_FOLDERS = frozenset(("annotations", "captions", "text", "flickr8k_text", "caption_datasets"))
+def head_of(path: Path) -> str:
+    """How a text file begins, some thousand characters; of what is no text: nonsense, not an error."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_HEAD_BYTES)
+    except OSError:
+        return ""
+    text = data.decode(_coding(data), "replace").removeprefix("\ufeff")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _coding(data: bytes) -> str:
+    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "utf-32"
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    if b"\0" in data[:_HEAD_BYTES]:  # no text has NUL bytes, but every second byte of UTF-16 may be one
+        return "utf-16-le" if data[1:_HEAD_BYTES:2].count(0) >= data[:_HEAD_BYTES:2].count(0) else "utf-16-be"
+    return "utf-8-sig"
+
+
+_HEAD_BYTES = 1 << 16
+_TEXT_FOLDERS = frozenset(("annotations", "captions", "text", "flickr8k_text", "caption_datasets", "data"))
 
 
 def files_of(root: Path, *endings: str) -> list[Path]:
@@ -173,5 +271,6 @@ def files_of(root: Path, *endings: str) -> list[Path]:
 
 
 def refuse(source: CaptionsFile, expected: str, found: str) -> NoReturn:
-    """Raises the DataError for a file of another form."""
-    raise DataError(f"{source.path}: expected {expected}; it begins {found[:60]!r}")
+    """Raises the DataError for a file of another form, or with nothing in it."""
+    begins = f"it begins {found[:60]!r}" if found.strip() else "it is empty"
+    raise DataError(f"{source.path}: expected {expected}; {begins}")

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captioner.config import DataConfig
 from captioner.data.datasets import CaptionedImage, DataSet, Problems, Split, draw_splits, open_dataset
 from captioner.data.listings import SPLITS
-from captioner.data.vocabulary import words_of
 from captioner.errors import DataError
 
 MIN_COUNTS = (1, 2, 3, 4, 5)
@@ -28,6 +28,7 @@ class Summary:
 
     root: Path
     format: str  # row of DATASETS
+    files: str  # captions files that were read, and those passed over for them
     splits: dict[str, int]  # pictures of each split that there is
     made: bool  # the splits were drawn from the seed
     pictures: int  # usable, in any split or none
@@ -37,6 +38,8 @@ class Summary:
     growth: list[tuple[int, int]]  # after so many captions, so many different words
     coverage: dict[int, tuple[int, float]]  # min_count → words kept, share of running words that they are
     problems: Problems
+    warnings: list[str]  # what a training with the default settings would suffer from
+    records: tuple[CaptionedImage, ...] = field(repr=False)  # all usable pictures
 
     def lines(self) -> list[str]:
         """The summary for people."""
@@ -44,6 +47,7 @@ class Summary:
         sizes = ", ".join(f"{name} {count:,}" for name, count in self.splits.items()) or "none"
         lines = [
             f"{self.root}: {self.format}, {self.pictures:,} pictures, {self.captions:,} captions",
+            f"captions from {self.files}",
             f"splits{origin}: {sizes}",
             f"captions a picture: {_spread(Counter(self.captions_per_picture))}",
             f"words a caption: {_spread(Counter(self.words_per_caption))}",
@@ -51,7 +55,7 @@ class Summary:
         ]
         for min_count, (size, share) in self.coverage.items():
             lines.append(f"min_count {min_count}: {size:,} words, {100 * share:.1f} % of what is written")
-        return lines + self.problems.lines()
+        return lines + self.problems.lines() + self.warnings
 
 
 def summarize(root: str | Path, format: str = "auto", seed: int = 0) -> Summary:
@@ -61,7 +65,7 @@ def summarize(root: str | Path, format: str = "auto", seed: int = 0) -> Summary:
         DataError: no such set or format, or not one usable picture.
     """
     dataset = open_dataset(root, format=format)
-    records = dataset.records(dataset.listing.captions)
+    records = dataset.usable
     if not records:
         raise DataError(dataset.nothing_left("the set"))
     made = not dataset.listing.splits
@@ -107,16 +111,63 @@ def _note_split_problems(dataset: DataSet, members: dict[str, list[str]]) -> Non
             problems.note("captioned pictures in no split", name)
 
 
+def training_warnings(
+    train: Sequence[CaptionedImage], dev: Sequence[CaptionedImage], settings: DataConfig
+) -> list[str]:
+    """What of a data set a training with these settings would suffer from, each with example and remedy.
+
+    Raises:
+        DataError: no word occurs often enough to be learned.
+    """
+    _check_words(train, settings.min_count)
+    lines = []
+    longer = [
+        (len(words), record.id, caption)
+        for record in train
+        for caption, words in zip(record.captions, record.words, strict=True)
+        if len(words) > settings.max_words
+    ]
+    if longer:
+        count, name, caption = longer[0]
+        example = f"{name}, {count} words: {caption[:40]} …"
+        lines.append(
+            f"captions longer than data.max_words = {settings.max_words}: {len(longer)}, cut there "
+            f"({example}); --set data.max_words={max(longer)[0]} takes them whole"
+        )
+    if len(dev) == 1:
+        lines.append(
+            "dev has one picture: CIDEr, which compares pictures with each other, is 0 there by definition; "
+            "100 pictures and more tell epochs apart"
+        )
+    return lines
+
+
+def _check_words(train: Sequence[CaptionedImage], min_count: int) -> None:
+    counts = Counter(word for record in train for words in record.words for word in words)
+    ((word, times),) = counts.most_common(1) or [("", 0)]
+    if times < min_count:
+        raise DataError(
+            f"no word occurs data.min_count = {min_count} times in the training captions, so there is "
+            f'nothing to learn (the most frequent, "{word}", occurs {times} times); '
+            "--set data.min_count=1, or more captions"
+        )
+
+
 def _summary(
     dataset: DataSet, records: Sequence[CaptionedImage], splits: dict[str, list[CaptionedImage]], made: bool
 ) -> Summary:
-    lengths = Counter(len(words_of(caption)) for record in records for caption in record.captions)
+    lengths = Counter(len(words) for record in records for words in record.words)
     per_picture = Counter(len(record.captions) for record in records)
-    learnt = [caption for record in splits.get("train") or records for caption in record.captions]
-    growth, counts = _growth(learnt)
+    learned = splits.get("train") or records
+    growth, counts = _growth([words for record in learned for words in record.words])
+    try:
+        warnings = training_warnings(learned, splits.get("dev", ()), DataConfig())
+    except DataError as error:
+        warnings = [str(error)]
     return Summary(
         root=dataset.root,
         format=dataset.format,
+        files=dataset.files,
         splits={split: len(members) for split, members in splits.items()},
         made=made,
         pictures=len(records),
@@ -126,17 +177,19 @@ def _summary(
         growth=growth,
         coverage={min_count: _coverage(counts, min_count) for min_count in MIN_COUNTS},
         problems=dataset.listing.problems,
+        warnings=warnings,
+        records=tuple(records),
     )
 
 
-def _growth(captions: Sequence[str]) -> tuple[list[tuple[int, int]], Counter[str]]:
+def _growth(captions: Sequence[Sequence[str]]) -> tuple[list[tuple[int, int]], Counter[str]]:
     """Different words after 1/8, 1/4, 1/2 and all of the captions, and how often each word occurs."""
     counts: Counter[str] = Counter()
-    stops = {max(1, len(captions) * share // 8) for share in (1, 2, 4, 8)}
+    marks = {max(1, len(captions) * share // 8) for share in (1, 2, 4, 8)}
     growth = []
-    for read, caption in enumerate(captions, start=1):
-        counts.update(words_of(caption))
-        if read in stops:
+    for read, words in enumerate(captions, start=1):
+        counts.update(words)
+        if read in marks:
             growth.append((read, len(counts)))
     return growth, counts
 

@@ -81,15 +81,17 @@ class Vocabulary:
         self._ids = _checked_ids(self.words)
 
     @classmethod
-    def build(cls, captions: Iterable[str], *, min_count: int = 1, max_size: int = 0) -> Vocabulary:
-        """Counts the words of `captions` and keeps those seen at least `min_count` times.
+    def build(
+        cls, captions: Iterable[str | Sequence[str]], *, min_count: int = 1, max_size: int = 0
+    ) -> Vocabulary:
+        """Counts the words of `captions`, cut or not, and keeps those seen at least `min_count` times.
 
         Ids follow (-count, word), so the order of the captions does not matter. `max_size` caps the size, the
         four special words included; 0 is no cap.
         """
         counts: Counter[str] = Counter()
         for caption in captions:
-            counts.update(words_of(caption))
+            counts.update(words_of(caption) if isinstance(caption, str) else caption)
         kept = [word for word in counts if counts[word] >= min_count]
         kept.sort(key=lambda word: (-counts[word], word))
         if max_size:

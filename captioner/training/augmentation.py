@@ -11,8 +11,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from captioner.data.vocabulary import words_of
-
 Tensor = Any
 
 AREA = (0.6, 1.0)  # share of the picture's area that is kept
@@ -28,9 +26,9 @@ gauche droite izquierda derecha izquierdo derecho sinistra destra esquerda direi
 SIDE_WORDS = frozenset(_SIDES.split())
 
 
-def can_be_mirrored(captions: Iterable[str]) -> bool:
-    """Whether the captions stay true of the mirrored picture."""
-    return not any(word in SIDE_WORDS for caption in captions for word in words_of(caption))
+def can_be_mirrored(captions: Iterable[Iterable[str]]) -> bool:
+    """Whether captions, given as words, stay true of the mirrored picture."""
+    return not any(word in SIDE_WORDS for words in captions for word in words)
 
 
 def augment(

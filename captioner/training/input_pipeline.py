@@ -93,11 +93,11 @@ class TokenizedCaptions:
             raise DataError("no captioned picture to train on")
         self.ids = [record.id for record in records]
         self.captions = [
-            [np.array(vocabulary.ids(caption)[:max_words], np.int32) for caption in record.captions]
+            [np.array(vocabulary.ids(words)[:max_words], np.int32) for words in record.words]
             for record in records
         ]
         self.longest = np.array([max(len(caption) for caption in captions) for captions in self.captions])
-        self.can_flip = np.array([can_be_mirrored(record.captions) for record in records])
+        self.can_flip = np.array([can_be_mirrored(record.words) for record in records])
 
     def pad_batch(
         self, pictures: Iterable[int], chosen: Iterable[Iterable[int]]

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from captioner.config import Config, PhaseConfig
-from captioner.data.datasets import CaptionedImage, Split, load_split
-from captioner.data.statistics import facts
+from captioner.data.datasets import CaptionedImage, Split, load_splits
+from captioner.data.statistics import facts, training_warnings
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import DataError, MissingExtra
 from captioner.inference.captioner import Captioner
@@ -87,6 +87,7 @@ def train(
     _check_names(config)
     run = Run.open(folder) if resume else None
     splits = _load_splits(config, data, run)
+    warnings = training_warnings(splits["train"].records, splits["dev"].records, config.data)
     encoder = _load_encoder(config)
     for phase in config.phases.values():
         encoder_variables(phase, encoder)  # the layer it names must be there
@@ -95,9 +96,9 @@ def train(
         if run.config != config:
             run.replace_config(config)
         console.info(str(run.config), quiet=quiet)
-        for split in splits.values():
-            for line in split.problems.lines():
-                console.info(line, quiet=quiet)
+        train = splits["train"]
+        for line in [f"captions from {train.files}", *train.problems.lines(), *warnings]:
+            console.info(line, quiet=quiet)
         try:
             training = (kind or Training)(run, splits, encoder, quiet=quiet)
             if minutes:
@@ -131,7 +132,7 @@ class Training:
             seed=self.config.seed,
             precision=precision(self.config.train.precision),
         )
-        self.decoder.init_output_bias(_word_counts(_captions(splits["train"]), run.vocabulary))
+        self.decoder.init_output_bias(_word_counts(_words(splits["train"]), run.vocabulary))
         self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
         self.extracted: dict[Any, FeatureStore] = {}
 
@@ -279,14 +280,14 @@ class Training:
 def _load_splits(config: Config, data: str | Path, run: Run | None) -> dict[str, Split]:
     made = run.seeded_splits if run else None
     settings: dict[str, Any] = {"format": config.data.format, "seed": config.seed, "made": made}
-    return {name: load_split(data, name, **settings) for name in ("train", "dev")}
+    return load_splits(data, ("train", "dev"), **settings)
 
 
 def _create_run(
     config: Config, data: str | Path, folder: str | Path, splits: dict[str, Split], encoder: Encoder
 ) -> Run:
     vocabulary = Vocabulary.build(
-        _captions(splits["train"]), min_count=config.data.min_count, max_size=config.data.max_size
+        _words(splits["train"]), min_count=config.data.min_count, max_size=config.data.max_size
     )
     run = Run.create(folder, config, vocabulary, encoder, splits["train"].made)
     atomic_write(run.folder / DATA, json_text(facts(data, splits)) + "\n")
@@ -304,14 +305,15 @@ def _load_encoder(config: Config) -> Encoder:
     )
 
 
-def _captions(split: Split) -> list[str]:
-    return [caption for record in split.records for caption in record.captions]
+def _words(split: Split) -> list[tuple[str, ...]]:
+    """The words of each caption."""
+    return [words for record in split.records for words in record.words]
 
 
-def _word_counts(captions: list[str], vocabulary: Vocabulary) -> np.ndarray:
+def _word_counts(captions: list[tuple[str, ...]], vocabulary: Vocabulary) -> np.ndarray:
     counts = np.zeros(len(vocabulary))
-    for caption in captions:
-        np.add.at(counts, vocabulary.ids(caption), 1)
+    for words in captions:
+        np.add.at(counts, vocabulary.ids(words), 1)
     counts[END] = len(captions)  # every caption ends once
     return counts
 

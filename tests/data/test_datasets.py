@@ -383,7 +383,8 @@ def test_tables_with_the_dirt_of_spreadsheets(tmp_path: Path) -> None:
     pictures(tmp_path, "a.jpg", "b.jpg", "sub/d.jpg")
     loaded = load_split(tmp_path, "all")
     assert [record.captions for record in loaded.records] == [("a cat, a dog",), ('a "big" dog',), ("a cow",)]
-    assert loaded.problems.lines() == ["lines not understood: 1 (captions.csv:5)"]
+    assert loaded.problems.counts == {"delimiters in captions without quotes": 1, "lines not understood": 1}
+    assert loaded.problems.names["lines not understood"] == ["captions.csv:5"]
 
 
 def test_pictures_are_found_in_a_folder_of_any_name_and_composed_names_too(tmp_path: Path) -> None:

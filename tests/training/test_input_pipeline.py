@@ -12,7 +12,7 @@ from PIL import Image
 
 from captioner.config import PhaseConfig
 from captioner.data.datasets import CaptionedImage
-from captioner.data.vocabulary import Vocabulary
+from captioner.data.vocabulary import Vocabulary, words_of
 from captioner.errors import CacheError, DataError
 from captioner.training.augmentation import augment, can_be_mirrored
 from captioner.training.input_pipeline import (
@@ -250,11 +250,11 @@ def test_a_picture_is_mirrored_only_where_its_captions_stay_true():
     ],
 )
 def test_captions_that_tell_the_sides_apart(caption):
-    assert not can_be_mirrored(["a dog", caption])
+    assert not can_be_mirrored([["a", "dog"], words_of(caption)])
 
 
 def test_other_captions_stay_true_in_the_mirror():
-    assert can_be_mirrored(["bright leftovers on a plate", "links-free rights"][:1])
+    assert can_be_mirrored([words_of("bright leftovers on a plate")])
     assert table_of({"a": ("a dog",), "b": ("a dog", "left of a cat")}).can_flip.tolist() == [True, False]
 
 
