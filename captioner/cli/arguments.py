@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
@@ -25,6 +26,12 @@ class Command(Protocol):
 
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are `ConfigError`s."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse would pass over a disk that is full.
+        if message:
+            (file or sys.stderr).write(message)
+            (file or sys.stderr).flush()
 
     _typed: Sequence[str] = ()
 
@@ -88,6 +95,26 @@ def format_argument(add: Any) -> None:
         default="auto",
         metavar="F",
         help="flickr8k, karpathy, coco, csv, jsonl, … (auto: recognised)",
+    )
+
+
+def limit_arguments(add: Any) -> None:
+    """Adds `--max-mib` and `--max-megapixels`: how large pictures may be."""
+    add("--max-mib", type=whole(1), metavar="N", help="largest file of a picture that is read, in MiB (64)")
+    add("--max-megapixels", type=whole(1), metavar="N", help="largest picture that is read (80)")
+
+
+def apply_limits(arguments: argparse.Namespace) -> None:
+    """Sets what `limit_arguments` were given for all pictures that this process reads."""
+    from captioner.data.images import Limits, set_default_limits
+
+    usual = Limits()
+    mib, megapixels = arguments.max_mib, arguments.max_megapixels
+    set_default_limits(
+        Limits(
+            file_bytes=mib * 2**20 if mib else usual.file_bytes,
+            pixels=megapixels * 1_000_000 if megapixels else usual.pixels,
+        )
     )
 
 

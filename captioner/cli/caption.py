@@ -5,15 +5,20 @@ In: the parsed arguments. Out: captions on stdout, or sidecars and sheets; drawi
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.cli import sharding
-from captioner.cli.arguments import number, whole
-from captioner.errors import ConfigError, RunError
+from captioner.cli.arguments import apply_limits, limit_arguments, number, whole
+from captioner.cli.outputs import check_files, force_argument
+from captioner.errors import ConfigError, RunError, unknown_name
+
+if TYPE_CHECKING:
+    from captioner.data.image_files import Pictures
 
 SUMMARY = "describe pictures"
 MORE = (
@@ -31,6 +36,8 @@ EXAMPLES = (
     "  captioner caption dog.jpg --attention looks.png\n"
     "  captioner caption dog.jpg --n-best 5 --temperature 0.8 --seed 1"
 )
+
+_LONGEST_NAME = 255
 
 
 def add_arguments(add: Any) -> None:
@@ -50,6 +57,13 @@ def add_arguments(add: Any) -> None:
     )
     add("--attention", metavar="PNG", help="draw where the model looked at each word")
     add("--recursive", action="store_true", help="also look into folders within folders")
+    add(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="leave out files and folders of this name or path, such as '*_edited*'; may be repeated",
+    )
     _writing_arguments(add)
     draw = "draw words at random: "
     positive = number(0, float("inf"), "a number above 0")
@@ -58,6 +72,7 @@ def add_arguments(add: Any) -> None:
     add("--top-p", type=number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P")
     add("--seed", type=whole(0), default=0, metavar="S", help="of the drawing (0)")
     sharding.add_arguments(add)
+    limit_arguments(add)
 
 
 def _writing_arguments(add: Any) -> None:
@@ -75,28 +90,36 @@ def _writing_arguments(add: Any) -> None:
         help="with --write: skip, overwrite or append where there is a caption already (skip)",
     )
     add("--names", metavar="HOW", help="with --write: photo.txt (short) or photo.jpg.txt (full) (short)")
+    add(
+        "--for",
+        dest="program",
+        metavar="PROGRAM",
+        help="with --write xmp: names as darktable, digikam or lightroom wants them",
+    )
+    force_argument(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner caption`: a line a picture, good or bad; or files."""
-    from captioner.data.image_files import gather, named_paths
     from captioner.runs.locate import find_run
     from captioner.system import console
 
+    apply_limits(arguments)
     if not arguments.paths and not arguments.list:
         raise ConfigError("no picture was named; name pictures or folders; - or --list reads a list of them")
     if arguments.write:
         return _caption_into_files(arguments)
-    for name in ("out", "if_exists", "names"):
-        if getattr(arguments, name):
+    for name in ("out", "if_exists", "names", "for"):
+        if getattr(arguments, "program" if name == "for" else name):
             raise ConfigError(f"--{name.replace('_', '-')} says how files are written: --write is missing")
     part = sharding.shard_from_args(arguments)
-    pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
+    pictures = _gathered(arguments)
     paths = part.of(list(pictures.paths()))
+    drawings = _drawing_names(arguments.attention, paths)
+    check_files(drawings.values(), "--attention", force=arguments.force)
     folder = find_run(arguments.run)
     options = {**_caption_options(arguments), "attention": bool(arguments.attention)}
     found = _captions_of(folder, options, arguments)(paths)
-    drawings = _drawing_names(arguments.attention, paths)
     failed = len(pictures.problems)
     for unlisted, reason in pictures.problems:
         print(f"error: {unlisted}: {reason}", file=sys.stderr)
@@ -110,6 +133,14 @@ def run(arguments: Namespace) -> int:
                 _draw_attention(path, result, drawings[path])
             progress.update(1)
     return 1 if failed else 0
+
+
+def _gathered(arguments: Namespace) -> Pictures:
+    """The pictures that were named, in the order named."""
+    from captioner.data.image_files import gather, named_paths
+
+    named = named_paths(arguments.paths, arguments.list)
+    return gather(named, recursive=arguments.recursive, exclude=arguments.exclude)
 
 
 def _caption_options(arguments: Namespace) -> dict[str, Any]:
@@ -134,28 +165,47 @@ def _caption_into_files(arguments: Namespace) -> int:
     """`captioner caption --write`: sidecars, sheets, and a report."""
     from captioner.apps.sidecars.job import caption_folders
     from captioner.apps.sidecars.plan import FolderPlan
-    from captioner.data.image_files import gather, named_paths
     from captioner.runs.locate import find_run
 
     for name in ("json", "attention"):
         if getattr(arguments, name):
             raise ConfigError(f"--{name} shows captions, --write puts them into files: choose one of them")
     folder, options = find_run(arguments.run), _caption_options(arguments)
+    write = tuple(dict.fromkeys(",".join(arguments.write).split(",")))
     plan = FolderPlan(
-        write=tuple(dict.fromkeys(",".join(arguments.write).split(","))),
+        write=write,
         out=Path(arguments.out) if arguments.out else None,
         if_exists=arguments.if_exists or "skip",
-        names=arguments.names or "short",
+        names=_naming(arguments, write),
+        force=arguments.force,
         part=sharding.shard_from_args(arguments),
         job=_job(folder, options),
     )
     plan.check()
-    pictures = gather(named_paths(arguments.paths, arguments.list), recursive=arguments.recursive)
+    pictures = _gathered(arguments)
     captions_of = _captions_of(folder, options, arguments)
     outcomes = caption_folders(pictures, plan, captions_of, quiet=arguments.quiet)
     if not arguments.quiet:
         print("\n".join(outcomes.lines()))
     return 1 if outcomes.failed else 0
+
+
+def _naming(arguments: Namespace, write: Sequence[str]) -> str:
+    """How sidecars are named, by --names or as the program of --for wants it."""
+    from captioner.apps.sidecars.plan import PROGRAMS
+
+    if arguments.program is None:
+        return arguments.names or "short"
+    if arguments.program not in PROGRAMS:
+        raise ConfigError(unknown_name("program", arguments.program, PROGRAMS))
+    if "xmp" not in write:
+        raise ConfigError("--for says how a program wants its XMP files named: --write xmp is missing")
+    wanted = PROGRAMS[arguments.program]
+    if arguments.names not in (None, wanted.names):
+        raise ConfigError(f"--for {arguments.program} means --names {wanted.names}: leave out --names")
+    if wanted.note and not arguments.quiet:
+        print(f"note: {wanted.note}", file=sys.stderr)
+    return wanted.names
 
 
 def _job(folder: Path, options: dict[str, Any]) -> str:
@@ -196,13 +246,22 @@ def _drawing_names(wanted: str | None, paths: Sequence[Path]) -> dict[Path, Path
     if len(paths) == 1:
         return {paths[0]: target}
     names: dict[Path, Path] = {}
+    taken: set[str] = set()
     for path in paths:
-        name, count = f"{target.stem}-{path.stem}", 1
-        while target.with_name(name + target.suffix) in names.values():
+        name, count = _fitting(f"{target.stem}-{path.stem}", target.suffix), 1
+        while name.casefold() in taken:  # two that differ in case alone are one file on some disks
             count += 1
-            name = f"{target.stem}-{path.stem}-{count}"
-        names[path] = target.with_name(name + target.suffix)
+            name = _fitting(f"{target.stem}-{path.stem}", f"-{count}{target.suffix}")
+        taken.add(name.casefold())
+        names[path] = target.with_name(name)
     return names
+
+
+def _fitting(stem: str, ending: str) -> str:
+    """A name of at most 255 bytes, which is what file systems allow; a longer stem is cut."""
+    while len(os.fsencode(stem + ending)) > _LONGEST_NAME:
+        stem = stem[:-1]
+    return stem + ending
 
 
 def _draw_attention(path: Path, result: Any, target: Path) -> None:

@@ -10,6 +10,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
+from captioner.cli.outputs import check_files, force_argument
 from captioner.errors import ConfigError, unknown_name
 
 SHELLS = {  # shell → file that it reads by itself
@@ -28,7 +29,8 @@ _WORDS = {  # metavar → what can be typed there
     "DO": ("skip", "overwrite", "append"),
     "HOW": ("short", "full"),
     "KIND": ("txt", "json", "csv", "xmp"),
-    "S": ("train", "dev", "test", "all"),
+    "SPLIT": ("train", "dev", "test", "all"),
+    "PROGRAM": ("darktable", "digikam", "lightroom"),
     "L": ("en", "de", "ko", "ja"),
 }
 _ENDINGS = {"HTML": ("html",), "PNG": ("png",)}
@@ -38,6 +40,7 @@ def add_arguments(add: Any) -> None:
     """Adds the arguments of `captioner completion`."""
     add("shell", nargs="?", metavar="SHELL", help=f"{', '.join(SHELLS)} (that of $SHELL)")
     add("--install", action="store_true", help="write it into the folder of your shell's completions")
+    force_argument(add)
 
 
 def run(arguments: Namespace) -> int:
@@ -54,6 +57,7 @@ def run(arguments: Namespace) -> int:
     from captioner.system.files import atomic_write
 
     path = Path(SHELLS[shell]).expanduser()
+    check_files([path], "--install", force=arguments.force, ours=lambda content: b"captioner" in content)
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, code)
     print(f"{path}: written; open a new {shell} and press Tab after `captioner `")

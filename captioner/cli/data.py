@@ -9,7 +9,8 @@ import random
 from argparse import Namespace
 from typing import Any
 
-from captioner.cli.arguments import format_argument, whole
+from captioner.cli.arguments import apply_limits, format_argument, limit_arguments, whole
+from captioner.cli.outputs import check_files, force_argument
 
 SUMMARY = "look at a data set: sizes, lengths, vocabulary, what is wrong with it"
 MORE = "Reads captions and folder listings; opens pictures only for the sheet."
@@ -21,6 +22,7 @@ def add_arguments(add: Any) -> None:
     add("root", metavar="ROOT", help="folder of a data set, or its captions file")
     format_argument(add)
     add("--sheet", metavar="PNG", help="also draw pictures with their captions into this file")
+    force_argument(add)
     add("--pictures", type=whole(1), default=12, metavar="N", help="how many on the sheet (12)")
     add(
         "--seed",
@@ -29,12 +31,16 @@ def add_arguments(add: Any) -> None:
         metavar="S",
         help="which ones, and how a set without splits is split",
     )
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner data`: a data set in figures, and on a sheet."""
     from captioner.data.statistics import summarize
 
+    apply_limits(arguments)
+    if arguments.sheet:
+        check_files([arguments.sheet], "--sheet", force=arguments.force)
     summary = summarize(arguments.root, arguments.format, arguments.seed)
     for line in summary.lines():
         print(line)

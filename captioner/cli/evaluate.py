@@ -6,13 +6,15 @@ unreadable pictures on stderr.
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.arguments import format_argument, whole
+from captioner.cli.arguments import apply_limits, format_argument, limit_arguments, whole
+from captioner.cli.outputs import check_files, force_argument
 
 SUMMARY = "caption a split and score the captions"
 MORE = (
@@ -30,7 +32,7 @@ def add_arguments(add: Any) -> None:
     add("--run", required=True, metavar="DIR", help="run folder of a training")
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
     format_argument(add)
-    add("--split", default="test", metavar="S", help="train, dev, test or all (test)")
+    add("--split", default="test", metavar="SPLIT", help="train, dev, test or all (test)")
     add("--out", metavar="DIR", help="folder for predictions.jsonl and scores.json (RUN/SPLIT)")
     add(
         "--report",
@@ -39,14 +41,22 @@ def add_arguments(add: Any) -> None:
         metavar="HTML",
         help="also a page to look at: scores, curves, pictures, mistakes (OUT/report.html)",
     )
+    force_argument(add)
     add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
     add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
     add("--batch-size", type=whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner evaluate`: predictions.jsonl and scores.json."""
+    apply_limits(arguments)
     arguments.out = arguments.out or str(Path(arguments.run) / arguments.split)
+    out = Path(arguments.out)
+    report = [] if arguments.report is None else [arguments.report or out / "report.html"]
+    check_files(report, "--report", force=arguments.force)
+    check_files([out / "scores.json"], "--out", force=arguments.force, ours=_are_scores)
+    check_files([out / "predictions.jsonl"], "--out", force=arguments.force, ours=_are_predictions)
     from captioner.cli.text import score_lines
     from captioner.inference.loading import load_tensorflow
 
@@ -59,16 +69,29 @@ def run(arguments: Namespace) -> int:
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)
-    written = [Path(arguments.out) / "scores.json", Path(arguments.out) / "predictions.jsonl"]
-    if arguments.report is not None:
+    written = [out / "scores.json", out / "predictions.jsonl"]
+    for path in report:
         from captioner.evaluation.html_report import write_review
 
-        written.append(Path(arguments.report or Path(arguments.out) / "report.html"))
-        write_review(result, arguments.run, written[-1])
+        write_review(result, arguments.run, path)
+        written.append(Path(path))
     print(f"written: {', '.join(map(str, written))}")
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return _report_failures(result.failures)
+
+
+def _are_scores(content: bytes) -> bool:
+    return b'"protocol"' in content
+
+
+def _are_predictions(content: bytes) -> bool:
+    """Whether this begins like the lines of `predictions.jsonl`."""
+    try:
+        line = json.loads(content.partition(b"\n")[0])
+    except ValueError:
+        return False
+    return isinstance(line, dict) and {"id", "path", "caption"} <= line.keys()
 
 
 def _report_failures(failures: Sequence[tuple[str, str]]) -> int:

@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.arguments import whole
+from captioner.cli.arguments import apply_limits, limit_arguments, whole
 
 SUMMARY = "make a run caption without TensorFlow, or give it to other programs"
 MORE = (
@@ -31,12 +31,14 @@ def add_arguments(add: Any) -> None:
     add("--precision", default="", metavar="P", help="litert: float32, float16 or int8 (what loses nothing)")
     add("--data", metavar="ROOT", help="data set whose pictures are compared; else drawn ones")
     add("--pictures", type=whole(1), default=32, metavar="N", help="how many are compared (32)")
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner export`: a run in another form, once that is known to say the same."""
     from captioner.inference.loading import load_tensorflow
 
+    apply_limits(arguments)
     load_tensorflow()
     from captioner.apps.export.export import ExportPlan
     from captioner.apps.export.export import export as export_run

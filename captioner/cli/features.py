@@ -10,7 +10,7 @@ from argparse import Namespace
 from typing import Any
 
 from captioner.cli import sharding
-from captioner.cli.arguments import set_argument
+from captioner.cli.arguments import apply_limits, limit_arguments, set_argument
 
 SUMMARY = "run the CNN over a data set and keep what it gives"
 MORE = (
@@ -29,10 +29,11 @@ def add_arguments(add: Any) -> None:
     """Adds the arguments of `captioner features`."""
     add("recipe", metavar="RECIPE", help="name of a recipe, or a .toml file: whose encoder")
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
-    add("--split", default="all", metavar="S", help="train, dev, test or all (all)")
+    add("--split", default="all", metavar="SPLIT", help="train, dev, test or all (all)")
     add("--cache", metavar="DIR", help="folder of the cache (below $CAPTIONER_CACHE, or ~/.cache/captioner)")
     sharding.add_arguments(add)
     set_argument(add)
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
@@ -41,6 +42,7 @@ def run(arguments: Namespace) -> int:
     from captioner.data.datasets import load_split
     from captioner.inference.loading import load_tensorflow
 
+    apply_limits(arguments)
     part = sharding.shard_from_args(arguments)
     config = load_config(arguments.recipe, arguments.set)
     split = load_split(arguments.data, arguments.split, format=config.data.format, seed=config.seed)

@@ -9,7 +9,8 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from captioner.cli.arguments import number, set_argument
+from captioner.cli.arguments import apply_limits, limit_arguments, number, set_argument
+from captioner.cli.outputs import check_run_folder
 from captioner.errors import ConfigError
 
 SUMMARY = "train a model on captioned pictures"
@@ -39,15 +40,20 @@ def add_arguments(add: Any) -> None:
         help="leave out as many epochs as must be for the training to take no longer",
     )
     set_argument(add)
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner train`: from a recipe to a run."""
     from captioner.cli.text import epoch_name, scores_line
     from captioner.inference.loading import load_tensorflow
+    from captioner.runs.run_folder import RUN_FILES
 
+    apply_limits(arguments)
     arguments.run = arguments.run or _run_folder(arguments)
     config = _training_config(arguments)
+    if not arguments.resume:
+        check_run_folder(arguments.run, RUN_FILES)
     load_tensorflow()
     from captioner.training.distributed import train as train_run
 

@@ -3,8 +3,8 @@
 Content decides what a file is, never its name. Formats are an allow-list; the size in bytes is checked
 before reading and the size in pixels before decoding, as Pillow's security handbook advises. Pictures are
 turned upright by their EXIF, transparency is laid on white, values of 16 and 32 bits are scaled, the first
-frame of an animation is taken. What cannot be used ends in an `ImageError`. No state is kept: any number
-of threads may read at once.
+frame of an animation is taken. What cannot be used ends in an `ImageError`. Any number of threads may
+read at once.
 """
 
 from __future__ import annotations
@@ -57,11 +57,24 @@ class Limits:
     pixels: int = 80_000_000  # width x height; above usual cameras, below Pillow's own 179 million
 
 
-DEFAULT_LIMITS = Limits()
+_default_limits = Limits()
+
+
+def default_limits() -> Limits:
+    """The caps that count where a caller gives none."""
+    return _default_limits
+
+
+def set_default_limits(limits: Limits) -> None:
+    """Sets the caps of this process, as `--max-mib` and `--max-megapixels` do; before pictures are read."""
+    global _default_limits
+    _default_limits = limits
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow's own cap must not come first
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, limits.pixels)
 
 
 def read_image(
-    source: ImageSource, *, size: tuple[int, int] | None = None, limits: Limits = DEFAULT_LIMITS
+    source: ImageSource, *, size: tuple[int, int] | None = None, limits: Limits | None = None
 ) -> np.ndarray:
     """Pixels of one picture.
 
@@ -70,7 +83,7 @@ def read_image(
             uint16, bool, or floats in 0 … 1 or 0 … 255.
         size: (height, width) to squash the whole picture to: bilinear, antialiased. A large JPEG is decoded
             at a fraction of its size first, never below twice `size`. One of that size is left as it is.
-        limits: caps on bytes and pixels.
+        limits: caps on bytes and pixels; None: those of this process, see `set_default_limits`.
 
     Returns:
         (height, width, 3) uint8, RGB.
@@ -81,7 +94,7 @@ def read_image(
     >>> read_image(np.ones((4, 6)), size=(2, 3)).shape
     (2, 3, 3)
     """
-    name = _name_of(source)
+    name, limits = _name_of(source), limits or _default_limits
     picture = _open(source, name, limits)
     _check_pixels(picture.size, name, limits)
     try:
@@ -125,7 +138,7 @@ def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:
             return _open_heif(content, name, limits)
         raise ImageError(name, f"is no picture that can be read: {_kind_of(content)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(name, f"has more pixels than the {limits.pixels:,} that are decoded") from error
+        raise ImageError(name, f"has more than {limits.pixels:,} pixels (see --max-megapixels)") from error
     except Exception as error:  # headers are parsed here, and fail in as many ways as data do
         _refuse_damaged(name, error)
 
@@ -152,8 +165,8 @@ def _content_of(source: Any, name: str, limits: Limits) -> bytes:
         length = memoryview(source).nbytes
         content = bytes(source) if length <= limits.file_bytes else b""
     if length > limits.file_bytes:
-        megabytes = limits.file_bytes / 2**20
-        raise ImageError(name, f"has {length / 2**20:.1f} MiB, at most {megabytes:g} MiB are read")
+        most = f"at most {limits.file_bytes / 2**20:g} MiB are read (see --max-mib)"
+        raise ImageError(name, f"has {length / 2**20:.1f} MiB, {most}")
     if not content:
         raise ImageError(name, "is empty (0 bytes)")
     return content
@@ -197,7 +210,8 @@ def _open_heif(content: bytes, name: str, limits: Limits) -> Image.Image:
 def _check_pixels(size: tuple[int, int], name: str, limits: Limits) -> None:
     width, height = size
     if width * height > limits.pixels:
-        raise ImageError(name, f"has {width} x {height} pixels, at most {limits.pixels:,} in all are decoded")
+        most = f"at most {limits.pixels:,} in all are decoded (see --max-megapixels)"
+        raise ImageError(name, f"has {width} x {height} pixels, {most}")
     if width * height == 0:
         raise ImageError(name, f"has {width} x {height} pixels: there is nothing to see")
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from captioner.data.datasets import CaptionedImage
 from captioner.data.feature_cache import FeatureCache, FileStat
-from captioner.data.images import DEFAULT_LIMITS, read_image
+from captioner.data.images import default_limits, read_image
 from captioner.errors import EncoderError, ImageError
 from captioner.models.encoder import Encoder
 from captioner.system.files import digest_bytes
@@ -149,12 +149,12 @@ def read_picture(path: Path, size: tuple[int, int], known: Container[str] = ()) 
     try:
         with open(path, "rb") as file:
             before = os.fstat(file.fileno())
-            content = file.read(DEFAULT_LIMITS.file_bytes + 1)
+            content = file.read(default_limits().file_bytes + 1)
             settled = os.fstat(file.fileno()).st_mtime_ns == before.st_mtime_ns
     except OSError:
         content, settled = b"", False
     try:
-        if not content or len(content) > DEFAULT_LIMITS.file_bytes:
+        if not content or len(content) > default_limits().file_bytes:
             read_image(path)  # says what is wrong with it
         digest = digest_bytes(content)
         seen = FileStat.of(before, digest if settled else "")

@@ -33,6 +33,7 @@ from captioner.version import __version__
 FORMAT = 1
 CONFIG, VOCABULARY, ENCODER, SPLITS = "config.json", "vocabulary.txt", "encoder.json", "splits.json"
 DATA, HISTORY, LATEST, BEST = "data.json", "history.jsonl", "latest", "best"
+RUN_FILES = (VOCABULARY, ENCODER, SPLITS, DATA, HISTORY, LATEST, BEST, "log.txt", "loss.png")  # beside CONFIG
 
 
 class Run:

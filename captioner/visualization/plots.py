@@ -49,6 +49,12 @@ LABELS = {
 LOSSES = ("train_loss", "dev_loss")
 SCORES = ("cider", "bleu4", "rouge_l", "meteor", "reward")
 _DPI = 144
+# What drawings say of their origin, by which the command line knows that it may write one anew.
+_MARKS: dict[str, dict[str, Any]] = {
+    "png": {"metadata": {"Software": "captioner"}},
+    **dict.fromkeys(("svg", "pdf", "ps", "eps"), {"metadata": {"Creator": "captioner"}}),
+    **dict.fromkeys(("jpg", "jpeg"), {"pil_kwargs": {"comment": "captioner"}}),
+}
 _SHOWN_PIXELS = 512  # longer side of a picture in a drawing
 
 
@@ -289,4 +295,4 @@ def _save(figure: Figure, path: str | Path) -> None:
         )
     with replacing(path) as temporary, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, by `fonts_for`
-        figure.savefig(temporary, format=suffix, dpi=_DPI)
+        figure.savefig(temporary, format=suffix, dpi=_DPI, **_MARKS.get(suffix, {}))

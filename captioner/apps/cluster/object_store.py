@@ -73,7 +73,7 @@ def _stage_pictures(arguments: Namespace, stack: ExitStack) -> None:
                 stack.enter_context(mirror.uploading())
     arguments.paths = [path if mirror is None else str(mirror.local_path) for path, mirror in mirrors]
     part = ShardSpec.parse(arguments.shard) if arguments.shard else ShardSpec()
-    mine = gather(arguments.paths, recursive=arguments.recursive).part(part)
+    mine = gather(arguments.paths, recursive=arguments.recursive, exclude=arguments.exclude).part(part)
     paths = [folder / name for folder, names in mine.folders.items() for name in names]
     for _, mirror in mirrors:
         if mirror is not None:

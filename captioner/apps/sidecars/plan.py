@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from captioner.apps.sidecars.formats import WRITERS, Sidecar
 from captioner.errors import ConfigError, unknown_name
@@ -21,6 +22,24 @@ IF_EXISTS = {  # what happens to a caption that is there and is not from this pr
 NAMES = {  # habits of naming; the second is that of darktable and digiKam
     "short": "photo.txt; photo.jpg.txt where another picture is called photo, or where it is there",
     "full": "photo.jpg.txt",
+}
+
+
+class Program(NamedTuple):
+    """How a photo program wants its XMP sidecars."""
+
+    names: str  # one of NAMES
+    note: str = ""  # what its users have to know
+
+
+PROGRAMS = {
+    "darktable": Program("full"),  # photo.jpg.xmp
+    "digikam": Program("full", "digiKam reads sidecars if that is switched on: Settings, Metadata, Sidecars"),
+    "lightroom": Program(
+        "short",  # photo.xmp
+        "Lightroom reads XMP files beside raw files alone; of JPEG, TIFF and PNG it reads what is inside; "
+        "captioner never writes into pictures",
+    ),
 }
 
 
