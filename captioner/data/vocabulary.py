@@ -22,13 +22,17 @@ SPECIAL_WORDS = ("<pad>", "<unk>", "<start>", "<end>")
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a caption: NFKC, lower case, without punctuation.
+    """The words of a caption: lower case, without punctuation, otherwise as they are written.
 
-    On tokenised English it leaves what coco-caption's PTB tokeniser leaves, but for brackets, which are
-    dropped rather than spelled "-lrb-". Raw English is cut as that tokeniser cuts it ("dog's" is "dog" and
+    On tokenized English it leaves what coco-caption's PTB tokenizer leaves, but for brackets, which are
+    dropped rather than spelled "-lrb-". Raw English is cut as that tokenizer cuts it ("dog's" is "dog" and
     "'s"), so that scores agree. Elsewhere words are what stands between spaces, without the punctuation
     around them, with the apostrophes and hyphens inside; scripts written without spaces (Han, Kana, Thai,
     Lao, Khmer, Burmese) give one word a character with its marks. Cutting joined words again changes nothing.
+
+    Characters of one meaning are made one where that changes no spelling: composed and decomposed letters,
+    letters of half and full width, of styled alphabets and of printers' ligatures. All others stay: what NFKC
+    takes apart (Thai and Lao "am", Armenian "ev", Korean jamo) is how people write.
 
     >>> words_of('A man in a T-shirt , the dog\\'s "owner" .')
     ['a', 'man', 'in', 'a', 't-shirt', 'the', 'dog', "'s", 'owner']
@@ -38,9 +42,9 @@ def words_of(text: str) -> list[str]:
     if text.isascii():
         text = text.lower().translate(_CHARACTERS)
     else:
-        text = unicodedata.normalize("NFKC", text).lower().translate(_CHARACTERS)
-        # Once more: lower() and characters left out can leave marks in an order that NFKC would change again.
-        text = _SPACELESS.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))
+        text = _lower(_composed(text.translate(_PLAIN))).translate(_CHARACTERS)
+        # Once more: lower() and characters left out can leave marks in an order that would change again.
+        text = _SPACELESS.sub(r" \g<0> ", _composed(text))
     words: list[str] = []
     for chunk in text.split():
         words.extend(_words_in(chunk))
@@ -48,15 +52,46 @@ def words_of(text: str) -> list[str]:
 
 
 def join_words(words: Iterable[str]) -> str:
-    """One line of text: a space between words, but for two characters of scripts written without spaces."""
+    """One line of text as people write it: a space between words, but for those that `tight` names.
+
+    >>> join_words(words_of("The dog's ball isn't red.")), join_words(["赤", "い", "円", "が", "2", "つ"])
+    ("the dog's ball isn't red", '赤い円が2つ')
+    """
     words = list(words)
-    if not words:
-        return ""
-    pieces = [words[0]]
-    for left, right in pairwise(words):
-        tight = _SPACELESS.match(left) and _SPACELESS.match(right)
-        pieces.append(right if tight else " " + right)
+    kinds = [kind_of(word) for word in words]
+    pieces = words[:1]
+    for (_, left), (word, right) in pairwise(zip(words, kinds, strict=True)):
+        pieces.append(word if tight(left, right) else " " + word)
     return "".join(pieces)
+
+
+# Kinds of words, as far as spaces go; `tight` says of which two there is none between.
+PLAIN, SPACELESS, EAST_ASIAN, NUMBER, TAIL, CAN, NOT, OTHER = range(8)
+
+
+@lru_cache(maxsize=1 << 16)
+def kind_of(word: str) -> int:
+    """What decides about the spaces around a word."""
+    if word in _ENGLISH_TAILS:
+        return TAIL
+    if word in ("can", "not"):
+        return CAN if word == "can" else NOT
+    if word.isdecimal():
+        return NUMBER
+    if _SPACELESS.match(word):
+        return EAST_ASIAN if _EAST_ASIAN.match(word) else SPACELESS
+    return PLAIN if _PLAIN_WORD.fullmatch(word) else OTHER
+
+
+def tight(left: int, right: int) -> bool:
+    """Whether words of these kinds stand side by side: 赤い, 2つ, isn't, dog's, cannot."""
+    if right == TAIL:
+        return left in (PLAIN, NUMBER, CAN, NOT)
+    if (left, right) == (CAN, NOT):
+        return True
+    if EAST_ASIAN in (left, right) and NUMBER in (left, right):
+        return True
+    return left in (SPACELESS, EAST_ASIAN) and right in (SPACELESS, EAST_ASIAN)
 
 
 class Vocabulary:
@@ -177,9 +212,10 @@ def _checked_ids(words: Sequence[str]) -> dict[str, int]:
 # ASCII symbols that PTB leaves as words of their own; other symbols (currency, arithmetic, emoji) are known
 # by their Unicode category.
 _SYMBOLS = frozenset("#&%@*")
-# What may stand inside a word (Catalan l·l, Tibetan syllables, the joiners of Persian and Hindi) and is
+# What may stand inside a word (Catalan l·l, Tibetan syllables, the joiners of Persian and Hindi,
+# Mongolian's vowel separator, Hebrew's hyphen and signs of abbreviation, Armenian's apostrophe) and is
 # stripped around it.
-_INNER = "'-.,:/_·\u0f0b\u200c\u200d"
+_INNER = "'-.,:/_·\u0f0b\u0f0c\u200c\u200d\u180e\u05be\u05f3\u05f4\u055a"
 _SAME = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "‐": "-"})
 
 
@@ -189,7 +225,8 @@ class _Characters(dict[int, str]):
     def __missing__(self, code: int) -> str:
         character = chr(code).translate(_SAME)
         kind = unicodedata.category(character)
-        if 0xFE00 <= code <= 0xFE0F:  # variation selectors: how an emoji is drawn
+        # Variation selectors say how an emoji is drawn; Armenian marks of tone stand within words.
+        if 0xFE00 <= code <= 0xFE0F or code in (0x055B, 0x055C, 0x055E):
             result = ""
         elif kind[0] in "LMN" or character in _INNER:
             result = character
@@ -205,9 +242,61 @@ class _Characters(dict[int, str]):
 
 _CHARACTERS = _Characters()
 
+# Decompositions that change no spelling: half and full width, styled letters, forms for typesetting.
+_SAME_SPELLING = ("<wide>", "<narrow>", "<font>", "<noBreak>", "<vertical>", "<small>")
+_SHAPES = (
+    "<initial>",
+    "<medial>",
+    "<final>",
+    "<isolated>",
+)  # of Arabic letters, of two or three together
+
+
+class _PlainForms(dict[int, str]):
+    """The plain form of a character, for `str.translate`, worked out when it is first met."""
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        kind, *parts = unicodedata.decomposition(character).split() or [""]
+        same = kind in _SAME_SPELLING or (kind in _SHAPES and len(parts) <= 3) or 0xFB00 <= code <= 0xFB17
+        self[code] = unicodedata.normalize("NFKC", character) if same else character
+        return self[code]
+
+
+_PLAIN = _PlainForms()
+# Letters that NFC, too, would write otherwise, though people type them: Bengali য়, Hindi क़, Hebrew שׁ, and Han
+# letters of names. Escapes: a tool that normalizes source text would change them.
+_KEPT = re.compile(
+    r"([\u0958-\u095f\u09dc\u09dd\u09df\u0a33\u0a36\u0a59-\u0a5b\u0a5e\u0b5c\u0b5d"
+    r"\ufb1d\ufb1f\ufb2a-\ufb4e\uf900-\ufaff\U0002f800-\U0002fa1f])"
+)
+
+
+def _composed(text: str) -> str:
+    if _KEPT.search(text) is None:
+        return unicodedata.normalize("NFC", text)
+    parts = enumerate(_KEPT.split(text))  # every second part is a letter that is kept
+    return "".join(part if number % 2 else unicodedata.normalize("NFC", part) for number, part in parts)
+
+
+_TURKIC = re.compile("[ıİğĞ]")
+_CHEROKEE = {code: code - 0xAB70 + 0x13A0 for code in range(0xAB70, 0xABC0)}
+
+
+def _lower(text: str) -> str:
+    """Lower case as the text's own language has it.
+
+    >>> _lower("IŞIK İÇİNDE"), _lower("IŞIĞI"), _lower("Ο ΣΚΥΛΟΣ")
+    ('ışık içinde', 'ışığı', 'ο σκυλος')
+    """
+    if _TURKIC.search(text):  # Turkish, Azerbaijani, …: ı and i are two letters
+        text = text.replace("I", "ı")
+    # Elsewhere lower() gives "İ" a second dot. Cherokee is written in what Unicode calls capitals.
+    return text.replace("İ", "i").lower().translate(_CHEROKEE)
+
 
 def _spaceless_pattern() -> re.Pattern[str]:
-    # Escapes: a tool that normalises source text would move the compatibility ideographs across Hangul.
+    # Escapes: a tool that normalizes source text would move the compatibility ideographs across Hangul.
     han = r"\u3005-\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
     kana = r"\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff"
     bopomofo = r"\u3105-\u312f\u31a0-\u31bf"
@@ -217,11 +306,15 @@ def _spaceless_pattern() -> re.Pattern[str]:
         for character in map(chr, range(first, last + 1)):
             kind = unicodedata.category(character)[0]
             if kind in "LM":
-                (letters if kind == "L" else marks).append(character)
+                # The vowel "am" of Thai and Lao belongs to the letter before it, though Unicode calls it one.
+                is_letter = kind == "L" and character not in "\u0e33\u0eb3"
+                (letters if is_letter else marks).append(character)
     return re.compile(f"[{''.join(letters)}][{''.join(marks)}]*")
 
 
 _SPACELESS = _spaceless_pattern()
+_EAST_ASIAN = re.compile(r"[\u3005-\u3007\u3041-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+_PLAIN_WORD = re.compile(r"[^\W_]+(?:['-][^\W_]+)*")
 _BREAK = re.compile(r"\.{2,}|-{2,}|(?<!\d)[,:]|[,:](?!\d)")
 _ENGLISH_TAILS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 _WHOLE = frozenset((*_ENGLISH_TAILS, "'n'"))
@@ -239,6 +332,8 @@ def _words_in(chunk: str) -> tuple[str, ...]:
         if not word:
             continue
         start = piece.index(word)
+        if piece[start + len(word) :].startswith("\u200d") and unicodedata.combining(word[-1]) == 9:
+            word += "\u200d"  # Malayalam, Sinhala: a virama with a joiner may end a word
         if piece[start + len(word) :].startswith(".") and _ABBREVIATION.fullmatch(word + "."):
             words.append(word + ".")
             continue

@@ -52,12 +52,80 @@ def test_composed_and_decomposed_text_are_the_same_words() -> None:
         assert words_of(unicodedata.normalize("NFD", text)) == words_of(unicodedata.normalize("NFC", text))
 
 
-@pytest.mark.parametrize("text", ["a dog 's toy", "빨간 원이 있다", "赤い円です", "赤い abc 円", "สุนัขวิ่ง"])
+# Sentences in lower case and without punctuation, as the model writes them: each comes out as it went in.
+SENTENCES = {
+    "Latin, English": "the dog's ball isn't red and can't roll",
+    "Latin, German": "ein großer bär läuft über die straße",
+    "Latin, Turkish": "kırmızı ışık yanıyor ve çocuk gülüyor",
+    "Latin, Vietnamese": "một con chó chạy trên bãi biển",
+    "Latin, Yoruba": "ajá kan ń sáré lórí ìyanrìn",
+    "Latin, Catalan": "una noia col·loca l'ampolla",
+    "Greek": "ο σκύλος τρέχει στους δρόμους της πόλης",
+    "Greek, polytonic": "ὁ ἄνθρωπος βλέπει τὴν θάλασσαν",
+    "Cyrillic": "собака бежит по пляжу ёлка стоит",
+    "Cyrillic, Ukrainian": "м'яч лежить на їхній траві",
+    "Armenian": "շունը վազում է և երեխան նայում է",
+    "Hebrew": "כלב רץ ליד בית־ספר",
+    "Hebrew, pointed": "כֶּלֶב רָץ עַל הַחוֹף",
+    "Arabic": "كلب يركض على الشاطئ",
+    "Arabic, Persian": "سگ‌ها روی شن می‌دوند",
+    "Devanagari": "लड़का समुद्र तट पर दौड़ रहा है",
+    "Devanagari, other letters": "ल\u095cका दौ\u095c रहा है",
+    "Bengali": "একটি ছেলে দৌড়ায় এবং হাসে",
+    "Bengali, other letters": "ছেলেটি দৌ\u09dcা\u09df",
+    "Gurmukhi": "ਇੱਕ ਕੁੱਤਾ ਦੌੜ ਰਿਹਾ ਹੈ",
+    "Gujarati": "એક કૂતરો દોડી રહ્યો છે",
+    "Oriya": "ଗୋଟିଏ କୁକୁର ଦୌଡ଼ୁଛି",
+    "Tamil": "ஒரு நாய் கடற்கரையில் ஓடுகிறது",
+    "Telugu": "ఒక కుక్క పరుగెత్తుతోంది",
+    "Kannada": "ಒಂದು ನಾಯಿ ಓಡುತ್ತಿದೆ",
+    "Malayalam": "ഒരു നായ ഓടുന്നു അവന\u0d4d\u200d ചിരിക്കുന്നു",
+    "Sinhala": "බල්ලෙක් ශ්\u200dරී ලංකාවේ දුවනවා",
+    "Thai": "สุนัขสีดำกำลังวิ่งในน้ำ",
+    "Lao": "ໝາສີດຳກຳລັງແລ່ນໃນນ້ຳ",
+    "Khmer": "ឆ្កែកំពុងរត់លើឆ្នេរ",
+    "Burmese": "ခွေးတစ်ကောင်ပြေးနေသည်",
+    "Tibetan": "ཁྱི་ཞིག་བྱེ་ཐང་ལ་རྒྱུག་བཞིན་འདུག",
+    "Georgian": "ძაღლი დარბის სანაპიროზე",
+    "Ethiopic": "ውሻ በባህር ዳርቻ ላይ ይሮጣል",
+    "Cherokee": "ᎩᏟ ᎠᏆᏟ ᏣᎳᎩ",
+    "Mongolian": "ᠨᠣᠬᠠᠢ ᠭᠦᠶᠦᠵᠦ ᠪᠠᠶᠢᠨ\u180e\u1820",
+    "Hangul": "빨간 원이 파란 사각형 위에 있다 ㅋㅋ",
+    "Japanese": "赤い円が2つ青い四角の上にあります",
+    "Chinese": "两只狗在3个人旁边奔跑",
+    "Chinese, a name": "神\ufa19社有一只狗",
+}
+
+
+@pytest.mark.parametrize("text", SENTENCES.values(), ids=SENTENCES.keys())
 def test_joined_words_read_as_people_write_them(text: str) -> None:
-    assert join_words(words_of(text)) == text
+    words = words_of(text)
+    assert join_words(words) == text
+    assert words_of(join_words(words)) == words
+    vocabulary = Vocabulary.build([text])
+    assert vocabulary.text(vocabulary.ids(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("İstanbul'da IŞIKLI bir kapı", "istanbul'da ışıklı bir kapı"),
+        ("Ο ΣΚΥΛΟΣ ΤΡΕΧΕΙ", "ο σκυλος τρεχει"),
+        ("Ինչո՞ւ է շունը վազում։", "ինչու է շունը վազում"),
+        ("LIII ﬁne ＡＢＣ ｶﾞ 𝓭𝓸𝓰", "liii fine abc ガ dog"),
+        ("We cannot see the dogs' toys", "we cannot see the dogs toys"),
+        ("She would n't 've gone", "she wouldn't 've gone"),
+        ("the 1920 's car", "the 1920's car"),
+        ("foto's", "foto's"),
+    ],
+)
+def test_capitals_and_punctuation_go_and_nothing_else(written: str, read: str) -> None:
+    assert join_words(words_of(written)) == read
+    assert join_words(words_of(read)) == read
 
 
 TRICKY = "aZé'’-.,:/_ #@赤いｶﾞ\u3099ー한글ที่\u0e48\u200d\u200b\ufe0f🐕3²½İßΣς·་'n'sd("
+TRICKY += "\u0e33ıI(can not\u09df\u0d4d\u055e"
 
 
 @given(st.text() | st.text(alphabet=TRICKY))

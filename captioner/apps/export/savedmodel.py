@@ -22,7 +22,7 @@ from captioner.apps.export.export import ExportJob
 from captioner.apps.export.parity_check import TOLERANCES, Answer, Variant, Variants
 from captioner.apps.export.signatures import save
 from captioner.data.images import read_image
-from captioner.data.vocabulary import join_words
+from captioner.data.vocabulary import OTHER, kind_of, tight
 from captioner.inference.caption import CaptionOptions
 
 VERSION = "1"  # TensorFlow Serving takes the highest number among the folders of a model
@@ -84,13 +84,15 @@ def _read(content: Any, size: tuple[int, int]) -> Any:
 def _joiner(words: Sequence[str]) -> Callable[[Any, Any], Any]:
     """`vocabulary.join_words` as a graph: ids (B, T) and lengths (B,) → (B,) string."""
     table = tf.constant(words)
-    # Words of scripts without spaces: two of them stand side by side.
-    tight = tf.constant([join_words([word, word]) == word + word for word in words])
+    kinds = tf.constant([kind_of(word) for word in words])
+    every_kind = range(OTHER + 1)
+    table_of_kinds = tf.constant([[tight(left, right) for right in every_kind] for left in every_kind])
 
     def text_of(ids: Any, lengths: Any) -> Any:
         inside = tf.sequence_mask(lengths, tf.shape(ids)[1])  # (B, T)
-        joined = tf.gather(tight, ids)
-        close = tf.concat([tf.ones_like(joined[:, :1]), joined[:, 1:] & joined[:, :-1]], 1)
+        kind = tf.gather(kinds, ids)  # (B, T)
+        beside = tf.gather_nd(table_of_kinds, tf.stack([kind[:, :-1], kind[:, 1:]], 2))  # (B, T - 1)
+        close = tf.concat([tf.ones_like(kind[:, :1], tf.bool), beside], 1)
         pieces = tf.where(close, "", " ") + tf.gather(table, ids)
         return tf.strings.reduce_join(tf.where(inside, pieces, ""), 1)
 
