@@ -9,7 +9,7 @@ from captioner.inference.caption import Alternative, Caption
 from captioner.runs.run_folder import Run
 from captioner.system.console import duration
 
-SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor")
+SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor", "meteor15", "spice")
 
 
 def caption_lines(caption: Caption, *, named: bool) -> Iterator[str]:
@@ -24,7 +24,8 @@ def caption_lines(caption: Caption, *, named: bool) -> Iterator[str]:
 def score_lines(scores: dict[str, Any]) -> Iterator[str]:
     """What `scores.json` says, the scores beside those with the pictures shuffled."""
     rule, chance = scores["protocol"], scores["shuffled"] or {}
-    yield f"{rule['split']} split, {rule['references']}; beam {rule['beam']}"
+    beam = f"; beam {rule['beam']}" if "beam" in rule else ""  # captions from elsewhere say nothing of it
+    yield f"{rule['split']} split, {rule['references']}{beam}"
     yield f"  {'':12}{'score':>7}" + (f"{'shuffled':>11}" if chance else "")
     for name in scores:
         if name in chance or name in SCORES:
@@ -32,7 +33,8 @@ def score_lines(scores: dict[str, Any]) -> Iterator[str]:
             yield f"  {name:12}{scores[name]:7.1f}{beside}"
     novel = f", {scores['novel']:.0f} % not among the training captions" if "novel" in scores else ""
     yield f"{scores['mean_words']:.1f} words a caption, {scores['distinct']:.0f} % different ones{novel}"
-    yield f"{scores['images_per_second']:.0f} pictures/s from cached features"
+    if "images_per_second" in scores:
+        yield f"{scores['images_per_second']:.0f} pictures/s from cached features"
 
 
 def info_lines(run: Run) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """An evaluation as one page that opens anywhere, offline: scores, curves, pictures, words, mistakes.
 
-In: what `evaluate` found, the run's history. Out: one HTML file without any address in it: pictures and
+In: what `evaluate` found and the run's history, or what `compare` found. Out: one HTML file without any address in it: pictures and
 charts are part of it, its policy forbids the browser to fetch anything. Light or dark as the system is.
 """
 
@@ -22,6 +22,8 @@ from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
 from captioner.data.vocabulary import join_words, words_of
 from captioner.errors import ImageError
+from captioner.evaluation.bootstrap import CONFIDENCE
+from captioner.evaluation.compare import Comparison, Pair
 from captioner.evaluation.error_analysis import Count, Mistakes, find_mistakes, word_shares
 from captioner.evaluation.metrics import per_caption
 from captioner.evaluation.scoring import Evaluation
@@ -39,6 +41,8 @@ PICTURE_PIXELS, THUMB_PIXELS = 480, 132  # longest sides
 _MAP_PIXELS = 28  # longer side of a map of attention; the browser makes it as large as the picture
 DEV_SCORES = ("cider", "bleu4", "rouge_l", "meteor")  # in the curves
 _NAMES = {"bleu1": "BLEU-1", "bleu2": "BLEU-2", "bleu3": "BLEU-3", "bleu4": "BLEU-4", **LABELS}
+_NAMES |= {"meteor15": "METEOR 1.5", "spice": "SPICE"}
+_SHOWN = ("cider", "bleu4", "rouge_l", "meteor15", "spice", "meteor", "bleu1", "bleu2", "bleu3")
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 _KINDS = {
     "best": "where caption and people agree most",
@@ -71,6 +75,82 @@ def write_review(found: Evaluation, run: str | Path, path: str | Path) -> None:
         *_unreadable(found.failures),
     ]
     atomic_write(path, _page(f"{found.scores['protocol']['run']}, captions reviewed", "".join(parts)))
+
+
+def write_comparison(found: Comparison, path: str | Path) -> None:
+    """Writes the page of captions that came in files: of one, what a run's page has; of several, side by side.
+
+    Args:
+        found: by `compare`.
+        path: of the page.
+
+    Raises:
+        CaptionerError: the disk is full.
+    """
+    names = list(found.evaluations)
+    title = names[0] if len(names) == 1 else "Captions side by side"
+    split = next(iter(found.evaluations.values())).scores["protocol"]["split"]
+    parts = [
+        f'<header><p class="mark">captioner <i></i></p><h1>{escape(title)}</h1>'
+        f"<p>{len(found.records):,} pictures of the {escape(split)} split.</p></header>",
+        *(f'<p class="warning">{escape(note)}</p>' for note in found.notes),
+        *_pairs(found),
+    ]
+    references = [record.captions for record in found.records]
+    scores = {}
+    for name, evaluation in found.evaluations.items():
+        captions = [caption.text for caption in evaluation.captions]
+        scores[name] = per_caption(references, captions, metrics=["cider"])["cider"]
+        of = "" if len(names) == 1 else f" of {name}"
+        parts += _figures(evaluation, of)
+        if len(names) == 1:
+            parts += [*_gallery(evaluation, scores[name]), *_spread(references, captions, scores[name])]
+        parts += _mistakes(evaluation, find_mistakes(references, captions), of)
+    for pair in found.pairs:
+        parts += _where_they_differ(found, pair, scores)
+    atomic_write(path, _page(f"{title}, captions scored", "".join(parts)))
+
+
+def _pairs(found: Comparison) -> Iterator[str]:
+    """Each two files, and whether one is better: a table of differences with their intervals."""
+    for pair in found.pairs:
+        yield (
+            f"<section><h2>{escape(pair.first)} <small>against</small> {escape(pair.second)}</h2>"
+            '<table class="facts"><tr><th>score</th><td>difference</td>'
+            f"<td>{CONFIDENCE} % of resamples</td><td>better</td></tr>"
+        )
+        for difference in pair.differences:
+            better = "no difference that is more than chance"
+            if difference.certain:
+                better = pair.first if difference.difference > 0 else pair.second
+            yield (
+                f"<tr><th>{escape(_NAMES.get(difference.metric, difference.metric))}</th>"
+                f"<td>{difference.difference:+.1f}</td><td>{difference.low:+.1f} to {difference.high:+.1f}</td>"
+                f"<td>{escape(better)}</td></tr>"
+            )
+        yield (
+            "</table><p>Paired bootstrap: as many pictures are drawn anew, with replacement, the same for both "
+            "files, and scored each time.</p></section>"
+        )
+
+
+def _where_they_differ(
+    found: Comparison, pair: Pair, scores: Mapping[str, Sequence[float]]
+) -> Iterator[str]:
+    """Pictures that one file describes much better than the other, with both captions."""
+    first, second = np.asarray(scores[pair.first]), np.asarray(scores[pair.second])
+    order = np.argsort(second - first, kind="stable")
+    yield "<section><h2>Where they differ most</h2>"
+    for name, members in ((pair.first, order), (pair.second, order[::-1])):
+        better = [i for i in members[:PICTURES] if (first[i] > second[i]) == (name == pair.first)]
+        better = [i for i in better if first[i] != second[i]]
+        yield f'<h3 class="kind">{escape(name)} <small>is better here</small></h3><div class="wall">'
+        for i in better:
+            captions = {side: found.evaluations[side].captions[i] for side in (pair.first, pair.second)}
+            cider = ", ".join(f"{scores[side][i]:.0f}" for side in captions)
+            yield _exhibit(found.records[i], captions, f"CIDEr {cider}")
+        yield "</div>"
+    yield "</section>"
 
 
 def ranked(found: Evaluation, scores: Sequence[float], count: int) -> dict[str, list[int]]:
@@ -109,12 +189,12 @@ def _header(found: Evaluation) -> str:
     )
 
 
-def _figures(found: Evaluation) -> Iterator[str]:
+def _figures(found: Evaluation, of: str = "") -> Iterator[str]:
     """The scores, what is suspicious about them, and what they stand on."""
     scores, rule = found.scores, found.scores["protocol"]
     chance = scores["shuffled"] or {}
-    yield '<section id="scores"><h2>Scores</h2><div class="figures">'
-    for name in ("cider", "bleu4", "rouge_l", "meteor", "bleu1", "bleu2", "bleu3"):
+    yield f'<section class="scores"><h2>Scores{escape(of)}</h2><div class="figures">'
+    for name in _SHOWN:
         if name in scores:
             beside = f"{chance[name]:.1f} by chance" if name in chance else "&nbsp;"
             yield (
@@ -161,7 +241,7 @@ def _gallery(found: Evaluation, scores: Sequence[float]) -> Iterator[str]:
             caption = (
                 looks[place] if looks[place].text == found.captions[place].text else found.captions[place]
             )
-            yield _exhibit(found.records[place], caption, f"CIDEr {scores[place]:.0f}")
+            yield _exhibit(found.records[place], {"": caption}, f"CIDEr {scores[place]:.0f}")
         yield "</div>"
     yield "</section>"
 
@@ -214,8 +294,8 @@ def _score_bars(scores: Sequence[float]) -> str:
     return bar_chart(names, {"pictures": counts.tolist()}, title="CIDEr of the pictures")
 
 
-def _mistakes(found: Evaluation, mistakes: Mistakes) -> Iterator[str]:
-    yield '<section id="mistakes"><h2>Frequent mistakes</h2>'
+def _mistakes(found: Evaluation, mistakes: Mistakes, of: str = "") -> Iterator[str]:
+    yield f'<section class="mistakes"><h2>Frequent mistakes{escape(of)}</h2>'
     if mistakes.confusions:
         yield "<h3>Said one thing, people saw another</h3><p>Words that no reference of the picture has, and "
         yield 'what most of its references say.</p><div class="swaps">'
@@ -286,18 +366,30 @@ def _page(title: str, body: str) -> str:
 # often it is shown: small maps lie over it.
 
 
-def _exhibit(record: CaptionedImage, caption: Caption, score: str) -> str:
-    """The picture beside its caption, the references, and a strip of the places that each word looked at."""
+def _exhibit(record: CaptionedImage, captions: Mapping[str, Caption], score: str) -> str:
+    """The picture beside its captions, the references, and a strip of the places that each word looked at.
+
+    Args:
+        record: the picture.
+        captions: by whose they are; "" where there is one only.
+        score: what stands below.
+    """
     picture = _picture(record)
     if picture is None:
         return ""
     ratio = picture.width / picture.height
+    said = "".join(
+        f'<p class="caption" dir="auto">{"".join(_marked_caption(record, caption))}'
+        f"{f' <small>{escape(name)}</small>' if name else ''}</p>"
+        for name, caption in captions.items()
+    )
+    caption = next(iter(captions.values()))
     lit = "" if caption.attention is None else "".join(_strip(caption.words, caption.attention))
     strip = f'<div class="strip">{lit}</div>' if lit else ""
     return (
         f'<article class="exhibit" style="--p:url({_uri(picture, "JPEG")});--ratio:{ratio:.4f}">'
         f'<div class="look" role="img" aria-label="{escape(record.id)}"><i></i><b></b></div>'
-        f'<div class="said"><p class="caption" dir="auto">{"".join(_marked_caption(record, caption))}</p>'
+        f'<div class="said">{said}'
         f'<ul class="told" dir="auto">{"".join(_marked_references(record, caption))}</ul>'
         f'<p class="name"><span>{escape(record.id)}</span> <span>{escape(score)}</span></p>'
         f"</div>{strip}</article>"

@@ -15,6 +15,8 @@ from fractions import Fraction
 from functools import cache, partial
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from captioner.data.vocabulary import words_of
 from captioner.errors import ConfigError, DataError, unknown_name
 from captioner.evaluation.cider import CiderD, Words, check_references
@@ -22,6 +24,7 @@ from captioner.evaluation.cider import CiderD, Words, check_references
 __all__ = ["METRICS", "CiderD", "MetricResult", "describe", "per_caption", "protocol", "score"]
 
 _BLEU_ORDERS = (1, 2, 3, 4)
+_TINY_MATCHES, _TINY_GUESSES = 1e-15, 1e-9  # coco-caption's, where one of the two is 0
 _ROUGE_BETA = 1.2  # recall weighs beta² times as much as precision
 
 
@@ -139,6 +142,31 @@ def bleu(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> 
     }
 
 
+def bleu_counts(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) -> np.ndarray:
+    """What BLEU counts in each caption, (N, 10): sums of rows are what it counts in all of them.
+
+    Columns: n-grams that match, for n = 1 … 4; n-grams there are; words; words of the closest reference.
+    """
+    rows = np.zeros((len(hypotheses), 2 * len(_BLEU_ORDERS) + 2))
+    for row, captions, text in zip(rows, references, hypotheses, strict=True):
+        words, texts = words_of(text), [words_of(caption) for caption in captions]
+        for column, order in enumerate(_BLEU_ORDERS):
+            row[column], row[column + len(_BLEU_ORDERS)] = _matches(texts, words, order)
+        row[-2:] = len(words), _closest_length(texts, words)
+    return rows
+
+
+def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
+    """BLEU-1 to BLEU-4 in per cent, (…, 4), of sums of `bleu_counts`, (…, 10); equal to `bleu` over the set."""
+    orders = len(_BLEU_ORDERS)
+    matches, guesses, words, closest = np.split(counts, [orders, 2 * orders, 2 * orders + 1], axis=-1)
+    logarithms = np.log((matches + _TINY_MATCHES) / (guesses + _TINY_GUESSES))
+    means = np.cumsum(logarithms, -1) / np.arange(1, orders + 1)
+    brevity = np.exp(np.minimum(0, 1 - closest / np.maximum(words, 1)))
+    missed = np.cumsum((matches == 0) & (guesses > 0), -1) > 0
+    return np.where(missed | (words == 0), 0.0, 100 * brevity * np.exp(means))
+
+
 def rouge_l(references: Sequence[Sequence[Words]], hypotheses: Sequence[Words]) -> dict[str, MetricResult]:
     """ROUGE-L (Lin 2004); precision and recall are each the best over references, as in coco-caption."""
     return {"rouge_l": _mean_of(_sentence_rouge, references, hypotheses)}
@@ -206,7 +234,7 @@ def _mean_of(
 
 def _precision(matches: int, guesses: int) -> float:
     """n-gram precision with coco-caption's constants, which matter only where one of the two numbers is 0."""
-    return (matches + 1e-15) / (guesses + 1e-9)
+    return (matches + _TINY_MATCHES) / (guesses + _TINY_GUESSES)
 
 
 def _sentence_bleus(
@@ -223,16 +251,25 @@ def _sentence_bleu(references: Sequence[Words], hypothesis: Words, most: int) ->
     """BLEU of the orders 1 to `most` of one caption, 0 to 1."""
     if not hypothesis:
         return 0.0
-    closest = min((abs(len(words) - len(hypothesis)), len(words)) for words in references)[1]
+    closest = _closest_length(references, hypothesis)
     brevity_penalty = math.exp(min(0.0, 1 - closest / len(hypothesis)))
     product = 1.0
     for order in range(1, most + 1):
-        allowed: Counter[tuple[Hashable, ...]] = Counter()
-        for words in references:
-            allowed |= _ngrams(words, order)
-        found = _ngrams(hypothesis, order)
-        product *= _precision((found & allowed).total(), found.total())
+        product *= _precision(*_matches(references, hypothesis, order))
     return brevity_penalty * product ** (1 / most)
+
+
+def _closest_length(references: Sequence[Words], hypothesis: Words) -> int:
+    return min((abs(len(words) - len(hypothesis)), len(words)) for words in references)[1]
+
+
+def _matches(references: Sequence[Words], hypothesis: Words, order: int) -> tuple[int, int]:
+    """How many n-grams of a caption the references have, and how many it has."""
+    allowed: Counter[tuple[Hashable, ...]] = Counter()
+    for words in references:
+        allowed |= _ngrams(words, order)
+    found = _ngrams(hypothesis, order)
+    return (found & allowed).total(), found.total()
 
 
 def _ngrams(words: Words, order: int) -> Counter[tuple[Hashable, ...]]:

@@ -1,0 +1,77 @@
+"""`captioner score`: what can be typed after it, and what it does. Loads no TensorFlow.
+
+In: the parsed arguments. Out: scores on stdout, and files where the arguments say.
+"""
+
+from __future__ import annotations
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from captioner.cli.text import score_lines
+
+SUMMARY = "score captions that were written elsewhere, and say which are better"
+MORE = (
+    "The same scores as `captioner evaluate`, beside what the captions score with the pictures shuffled.\n"
+    "A file is COCO results ([{\"image_id\", \"caption\"}]), JSON lines or a CSV table (image,caption).\n"
+    "Several files are compared by a paired bootstrap: is one better, or only luckier?"
+)
+EXAMPLES = (
+    "  captioner score results.json --data coco --split dev\n"
+    "  captioner score runs/mine/test/predictions.jsonl other.csv --data my-photos --out scores --report\n"
+    "  captioner score results.json --data flickr8k --java"
+)
+
+
+def add_arguments(add: Any) -> None:
+    """Adds the arguments of `captioner score`."""
+    add("files", nargs="+", metavar="FILE", help="captions: COCO results JSON, JSON lines, CSV or TSV")
+    add("--data", required=True, metavar="ROOT", help="folder of captioned pictures, or its captions file")
+    add("--format", default="auto", metavar="F", help="of the data set: flickr8k, coco, csv, … (auto)")
+    add("--split", default="test", metavar="S", help="train, dev, test or all (test)")
+    add("--out", metavar="DIR", help="folder for scores.json; else nothing is written")
+    add(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="HTML",
+        help="also a page to look at: scores side by side, pictures, mistakes (OUT/report.html)",
+    )
+    add("--java", action="store_true", help="also METEOR 1.5 and SPICE, by coco-caption's own Java programs")
+
+
+def score(arguments: Namespace) -> int:
+    """`captioner score`: scores of files of captions, and their differences."""
+    from captioner.evaluation.compare import compare, verdicts
+
+    found = compare(
+        arguments.files,
+        arguments.data,
+        split=arguments.split,
+        format=arguments.format,
+        java=arguments.java,
+    )
+    for name, evaluation in found.evaluations.items():
+        print(f"{name}: ", end="")
+        for line in score_lines(evaluation.scores):
+            print(line)
+    for pair in found.pairs:
+        print(f"{pair.first} against {pair.second}")
+        for line in verdicts(pair):
+            print(f"  {line}")
+    written = [found.write(arguments.out)] if arguments.out else []
+    if arguments.report is not None:
+        from captioner.evaluation.html_report import write_comparison
+
+        written.append(Path(arguments.report or Path(arguments.out or ".") / "report.html"))
+        write_comparison(found, written[-1])
+    if written:
+        print(f"written: {', '.join(map(str, written))}")
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+    for name, evaluation in found.evaluations.items():
+        for warning in evaluation.warnings:
+            print(f"warning: {name}: {warning}", file=sys.stderr)
+    return 0
