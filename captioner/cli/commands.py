@@ -20,6 +20,7 @@ from captioner.cli import (
     features,
     info,
     sample,
+    score,
     serve,
     train,
 )
@@ -31,6 +32,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `captioner --help`
     "caption": caption,
     "train": train,
     "evaluate": evaluate,
+    "score": score,
     "data": data,
     "sample": sample,
     "features": features,

@@ -42,6 +42,7 @@ def add_arguments(add: Any) -> None:
         help="also a page to look at: scores, curves, pictures, mistakes (OUT/report.html)",
     )
     force_argument(add)
+    add("--coco-results", metavar="FILE", help="also the captions in the form that the COCO server takes")
     add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
     add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
     add("--batch-size", type=whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
@@ -55,6 +56,8 @@ def run(arguments: Namespace) -> int:
     out = Path(arguments.out)
     report = [] if arguments.report is None else [arguments.report or out / "report.html"]
     check_files(report, "--report", force=arguments.force)
+    coco_results = [arguments.coco_results] if arguments.coco_results else []
+    check_files(coco_results, "--coco-results", force=arguments.force)
     check_files([out / "scores.json"], "--out", force=arguments.force, ours=_are_scores)
     check_files([out / "predictions.jsonl"], "--out", force=arguments.force, ours=_are_predictions)
     from captioner.cli.text import score_lines
@@ -64,12 +67,12 @@ def run(arguments: Namespace) -> int:
     from captioner.evaluation.evaluate import EvaluationOptions
     from captioner.evaluation.evaluate import evaluate as evaluate_run
 
-    names = ("split", "format", "beam", "max_words", "batch_size")
+    names = ("split", "format", "beam", "max_words", "batch_size", "coco_results")
     plan = EvaluationOptions(**{name: getattr(arguments, name) for name in names})
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)
-    written = [out / "scores.json", out / "predictions.jsonl"]
+    written = [out / "scores.json", out / "predictions.jsonl", *map(Path, coco_results)]
     for path in report:
         from captioner.evaluation.html_report import write_review
 

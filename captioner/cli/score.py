@@ -1,4 +1,4 @@
-"""`captioner score`: what can be typed after it, and what it does. Loads no TensorFlow.
+"""`captioner score`: captions from files, scored and compared. Loads no TensorFlow.
 
 In: the parsed arguments. Out: scores on stdout, and files where the arguments say.
 """
@@ -10,12 +10,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.text import score_lines
+from captioner.cli.arguments import format_argument
 
 SUMMARY = "score captions that were written elsewhere, and say which are better"
 MORE = (
     "The same scores as `captioner evaluate`, beside what the captions score with the pictures shuffled.\n"
-    "A file is COCO results ([{\"image_id\", \"caption\"}]), JSON lines or a CSV table (image,caption).\n"
+    'A file is COCO results ([{"image_id", "caption"}]), JSON lines or a CSV table (image,caption).\n'
     "Several files are compared by a paired bootstrap: is one better, or only luckier?"
 )
 EXAMPLES = (
@@ -29,7 +29,7 @@ def add_arguments(add: Any) -> None:
     """Adds the arguments of `captioner score`."""
     add("files", nargs="+", metavar="FILE", help="captions: COCO results JSON, JSON lines, CSV or TSV")
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures, or its captions file")
-    add("--format", default="auto", metavar="F", help="of the data set: flickr8k, coco, csv, … (auto)")
+    format_argument(add)
     add("--split", default="test", metavar="S", help="train, dev, test or all (test)")
     add("--out", metavar="DIR", help="folder for scores.json; else nothing is written")
     add(
@@ -42,8 +42,9 @@ def add_arguments(add: Any) -> None:
     add("--java", action="store_true", help="also METEOR 1.5 and SPICE, by coco-caption's own Java programs")
 
 
-def score(arguments: Namespace) -> int:
+def run(arguments: Namespace) -> int:
     """`captioner score`: scores of files of captions, and their differences."""
+    from captioner.cli.text import score_lines
     from captioner.evaluation.compare import compare, verdicts
 
     found = compare(

@@ -14,7 +14,7 @@ import unicodedata
 from bisect import bisect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -77,6 +77,7 @@ class Split:
     problems: Problems
     made: dict[str, list[str]] | None
     files: str = ""  # captions files that were read, and those passed over for them
+    numbers: Mapping[str, str] = field(default_factory=dict)  # number -> id, if the set numbers its pictures
 
 
 def load_split(
@@ -86,6 +87,7 @@ def load_split(
     format: str = "auto",
     seed: int = 0,
     made: Mapping[str, Sequence[str]] | None = None,
+    pictures: bool = True,
 ) -> Split:
     """The pictures of one split that are there and have a caption.
 
@@ -96,11 +98,13 @@ def load_split(
         root: folder of the data set, or its captions file.
         split: train, dev, test or all.
         format: a row of DATASETS, `package.module:name` of a Reader, or auto.
+        pictures: False also takes pictures whose file is not there, where captions are all that is needed.
 
     Raises:
         DataError: no such set, format or split, or not one usable picture.
     """
-    return load_splits(root, [split], format=format, seed=seed, made=made)[split]
+    name = _split_name(split)
+    return open_dataset(root, name, format=format, pictures=pictures).split(name, seed=seed, made=made)
 
 
 def load_splits(
@@ -119,7 +123,9 @@ def load_splits(
     }
 
 
-def open_dataset(root: str | Path, *splits: str, format: str = "auto") -> DataSet:
+def open_dataset(
+    root: str | Path, *splits: str, format: str = "auto", pictures: bool = True
+) -> DataSet:
     """Finds the captions files of a data set and reads what concerns `splits`; none named: all of it."""
     root = Path(root)
     if not root.exists():
@@ -132,7 +138,8 @@ def open_dataset(root: str | Path, *splits: str, format: str = "auto") -> DataSe
         raise DataError(f"{error.filename or root}: cannot read it ({error.strerror})") from error
     reader = _reader(name)
     listing = reader.read(sources, *(splits or ("all",)))
-    dataset = DataSet(root, name, reader, sources, listing, PictureFinder(listing.folders, listing.captions))
+    finder = PictureFinder(listing.folders, listing.captions)
+    dataset = DataSet(root, name, reader, sources, listing, finder, pictures)
     dataset.unite_names()
     return dataset
 
@@ -204,6 +211,7 @@ class DataSet:
     sources: Sequence[CaptionsFile]
     listing: Listing
     pictures: PictureFinder
+    needs_pictures: bool = True  # False: captions are all that is needed, and a file may be missing
 
     @cached_property
     def files(self) -> str:
@@ -241,7 +249,7 @@ class DataSet:
             records = [record for record in self.usable if record.id in members]
         if not records:
             raise DataError(self.nothing_left(name))
-        return Split(name, tuple(records), listing.problems, drawn, self.files)
+        return Split(name, tuple(records), listing.problems, drawn, self.files, listing.numbers)
 
     @cached_property
     def usable(self) -> tuple[CaptionedImage, ...]:
@@ -257,6 +265,7 @@ class DataSet:
             captions = self._captions(name, path)
             if path is None:
                 note("missing pictures", name)
+                path = None if self.needs_pictures else Path(name)
             elif _composed(path.name) != _composed(os.path.basename(name)):
                 note("picture names in another case", f"{name}: {path.name}")
             if not captions:

@@ -160,6 +160,9 @@ def _parse_karpathy(listing: Listing, source: CaptionsFile, split: str) -> None:
             name = "/".join(filter(None, (image.get("filepath"), image["filename"])))
             captions = [each.get("raw") or " ".join(each["tokens"]) for each in image["sentences"]]
             listing.add(name, captions, listing.split_of(image.get("split"), name))
+            number = image.get("cocoid", image.get("imgid"))
+            if number is not None:
+                listing.numbers[str(number)] = name
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{source.path}: expected {_KARPATHY_FORM}; missing or odd: {error}") from error
 
@@ -168,6 +171,7 @@ def _parse_coco(listing: Listing, source: CaptionsFile, split: str) -> None:
     data = _load_json(source, _COCO_FORM)
     try:
         names = {image["id"]: image["file_name"] for image in data["images"]}
+        listing.numbers.update((str(number), name) for number, name in names.items())
         for name in names.values():
             listing.add(name, (), source.split)
         for annotation in data["annotations"]:

@@ -102,6 +102,7 @@ class Listing:
     captions: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, dict[str, None]] = field(default_factory=dict)  # dict as ordered set
     problems: Problems = field(default_factory=Problems)
+    numbers: dict[str, str] = field(default_factory=dict)  # number -> name, if the set numbers its pictures
 
     def add(self, name: str, captions: Iterable[Any], split: str | None = None) -> None:
         """Adds captions to a picture, and the picture to a split; what is no text is noted and left out."""

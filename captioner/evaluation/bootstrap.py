@@ -97,5 +97,8 @@ def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     step = max(1, _AT_ONCE // max(1, count))
     shares = np.full(count, 1 / count)
-    parts = [rng.multinomial(count, shares, size=min(step, resamples - start)) for start in range(0, resamples, step)]
+    parts = [
+        rng.multinomial(count, shares, size=min(step, resamples - start))
+        for start in range(0, resamples, step)
+    ]
     return np.concatenate([part.astype(np.float32) for part in parts])

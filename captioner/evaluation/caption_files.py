@@ -21,15 +21,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from captioner.data.formats import read_text
+from captioner.data.listings import read_text
 from captioner.errors import DataError
 from captioner.system.files import atomic_write, json_text
 
 PICTURE_KEYS = ("image_id", "image", "id", "file_name", "filename", "path", "file", "name")
 CAPTION_KEYS = ("caption", "text", "prediction", "hypothesis")
 _FORMS = (
-    '[{"image_id": 42, "caption": "…"}], a line {"image": "a.jpg", "caption": "…"} for each picture, or a table '
-    "headed image,caption"
+    '[{"image_id": 42, "caption": "…"}], a line {"image": "a.jpg", "caption": "…"} for each picture, '
+    "or a table headed image,caption"
 )
 
 
@@ -66,9 +66,9 @@ def match_captions(
 ) -> dict[str, str]:
     """The captions by the names of a data set's pictures; what concerns other pictures is left out.
 
-    A file may call `images/dog.jpg` by that name, by its end (`dog.jpg`) or its beginning (`dog`), by a longer
-    path (`/data/images/dog.jpg`), or by its number: the one that the data set gives it, else the one that its
-    name ends with, as in `COCO_val2014_000000000042.jpg`.
+    A file may call `images/dog.jpg` by that name, by its end (`dog.jpg`) or its stem (`dog`), by a path that
+    is longer (`/data/images/dog.jpg`), or by its number: the one that the data set gives it, else the one
+    that its name ends with, as in `COCO_val2014_000000000042.jpg`.
 
     Args:
         captions: as `read_captions` gives them.
@@ -95,8 +95,8 @@ def write_coco_results(
     Args:
         path: of the file.
         captions: by the names of the data set's pictures.
-        numbers: names by number, where the data set numbers its pictures; else `image_id` is the number that
-            a name ends with, as in COCO's own, and the name itself where two pictures would share a number.
+        numbers: names by number, where the data set numbers its pictures; else `image_id` is the number
+            that a name ends with, as in COCO's own, and the name itself where two pictures would share one.
     """
     own = {name: number for number, name in (numbers or {}).items()}
     ends = {name: _number_in(name) for name in captions}

@@ -1,4 +1,4 @@
-"""Captions from elsewhere, scored like a run's own, side by side, and whether one model is better than another.
+"""Captions from elsewhere, scored like a run's own, side by side; and whether one model is the better one.
 
 In: files of captions (see `caption_files`), a data set, a split. Out: a `Comparison`: for each file what
 `evaluate` says of a run, over the pictures that all files describe; for each two files the differences with
@@ -7,7 +7,6 @@ their intervals. `write` puts it into `scores.json`. Loads no TensorFlow, and op
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
@@ -144,7 +143,7 @@ def _verdict(pair: Pair, found: Difference) -> str:
 
 def _named(files: Sequence[str | Path]) -> dict[str, Path]:
     """The files by the shortest ends of their paths that tell them apart."""
-    paths = [Path(file) for file in dict.fromkeys(map(os.fspath, files))]
+    paths = list(dict.fromkeys(Path(file) for file in files))
     for count in range(1, 1 + max((len(path.parts) for path in paths), default=0)):
         names = ["/".join(path.parts[-count:]) for path in paths]
         if len(set(names)) == len(names):

@@ -19,6 +19,7 @@ from typing import Any
 
 from captioner.data.datasets import CaptionedImage, Split, load_split, training_captions
 from captioner.errors import DataError
+from captioner.evaluation.caption_files import write_coco_results
 from captioner.evaluation.metrics import protocol
 from captioner.evaluation.scoring import Evaluation, score_with_chance
 from captioner.inference.caption import Caption, CaptionOptions
@@ -41,6 +42,7 @@ class EvaluationOptions:
     beam: int | None = None  # hypotheses kept; 1: greedy
     max_words: int | None = None  # a caption ends here at the latest
     batch_size: int = 64  # pictures searched at a time
+    coco_results: str | Path | None = None  # also the captions in a file as the COCO server takes it
 
 
 def evaluate(
@@ -100,6 +102,9 @@ def evaluate(
         },
     }
     _write(Path(out), content, captions=captions, records=records)
+    if plan.coco_results:
+        texts = {record.id: caption.text for record, caption in zip(records, captions, strict=True)}
+        write_coco_results(plan.coco_results, texts, split.numbers)
 
     def look(ids: Sequence[str]) -> list[Caption]:
         return captioner.caption_features(store, ids, attention=True, **_options(plan))

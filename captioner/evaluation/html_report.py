@@ -1,7 +1,8 @@
 """An evaluation as one page that opens anywhere, offline: scores, curves, pictures, words, mistakes.
 
-In: what `evaluate` found and the run's history, or what `compare` found. Out: one HTML file without any address in it: pictures and
-charts are part of it, its policy forbids the browser to fetch anything. Light or dark as the system is.
+In: what `evaluate` found and the run's history, or what `compare` found. Out: one HTML file without any
+address in it: pictures and charts are part of it, its policy forbids the browser to fetch anything. Light or
+dark as the system is.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def write_review(found: Evaluation, run: str | Path, path: str | Path) -> None:
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
-    """Writes the page of captions that came in files: of one, what a run's page has; of several, side by side.
+    """Writes the page of captions that came in files: of one as of a run, of several side by side.
 
     Args:
         found: by `compare`.
@@ -125,12 +126,13 @@ def _pairs(found: Comparison) -> Iterator[str]:
                 better = pair.first if difference.difference > 0 else pair.second
             yield (
                 f"<tr><th>{escape(_NAMES.get(difference.metric, difference.metric))}</th>"
-                f"<td>{difference.difference:+.1f}</td><td>{difference.low:+.1f} to {difference.high:+.1f}</td>"
+                f"<td>{difference.difference:+.1f}</td>"
+                f"<td>{difference.low:+.1f} to {difference.high:+.1f}</td>"
                 f"<td>{escape(better)}</td></tr>"
             )
         yield (
-            "</table><p>Paired bootstrap: as many pictures are drawn anew, with replacement, the same for both "
-            "files, and scored each time.</p></section>"
+            "</table><p>Paired bootstrap: as many pictures are drawn anew, with replacement, the same for "
+            "both files, and scored each time.</p></section>"
         )
 
 

@@ -1,7 +1,7 @@
 """METEOR 1.5 and SPICE as the coco-caption toolkit gives them: by its own Java programs, on its own words.
 
-In: references and captions. Out: figures in per cent, and a sentence about what had to be left out. Needs Java
-and the extra `captioner[java]` (pycocoevalcap); starts processes, which read and write temporary files.
+In: references and captions. Out: figures in per cent, and a sentence about what had to be left out. Needs
+Java and the extra `captioner[java]` (pycocoevalcap); starts processes, which use temporary files.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ def java_scores(references: Sequence[Sequence[str]], captions: Sequence[str]) ->
             scores = {"meteor15": 100 * float(Meteor().compute_score(people, model)[0])}
             folder = Path(Spice.__init__.__code__.co_filename).parent / "lib"
             if not (folder / _CORE_NLP).is_file():
-                missing = f'SPICE is left out: it needs Stanford CoreNLP 3.6.0, fetched by: python -c "{_FETCH}"'
+                missing = (
+                    f'SPICE is left out: it needs Stanford CoreNLP 3.6.0, fetched by: python -c "{_FETCH}"'
+                )
                 return JavaScores(scores, missing)
             return JavaScores({**scores, "spice": 100 * float(Spice().compute_score(people, model)[0])})
     except Exception as error:  # whatever a process of another language dies of

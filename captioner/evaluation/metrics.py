@@ -157,7 +157,7 @@ def bleu_counts(references: Sequence[Sequence[str]], hypotheses: Sequence[str]) 
 
 
 def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
-    """BLEU-1 to BLEU-4 in per cent, (…, 4), of sums of `bleu_counts`, (…, 10); equal to `bleu` over the set."""
+    """BLEU-1 to BLEU-4 in per cent, (…, 4), of sums of `bleu_counts`, (…, 10): those of `bleu`."""
     orders = len(_BLEU_ORDERS)
     matches, guesses, words, closest = np.split(counts, [orders, 2 * orders, 2 * orders + 1], axis=-1)
     logarithms = np.log((matches + _TINY_MATCHES) / (guesses + _TINY_GUESSES))
