@@ -77,6 +77,25 @@ class MissingExtra(CaptionerError):
         self.extra = extra
 
 
+# What a module that cannot be imported would have been for, by the extra that brings it.
+_EXTRA_OF = {
+    "tensorflow": ("train", "training, and whatever else runs on TensorFlow,"),
+    "keras": ("train", "training, and whatever else runs on TensorFlow,"),
+    "nltk": ("train", "scoring"),
+    "matplotlib": ("train", "drawing"),
+}
+
+
+def missing_extra(error: ModuleNotFoundError) -> MissingExtra | None:
+    """The sentence for a module that is not installed, if an extra brings it.
+
+    >>> print(missing_extra(ModuleNotFoundError(name="matplotlib.axes")))
+    drawing needs an optional part: pip install 'captioner[train]'
+    """
+    found = _EXTRA_OF.get((error.name or "").partition(".")[0])
+    return MissingExtra(*found) if found else None
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for a name that is not in a table, nearest known names first (at most ten).
 

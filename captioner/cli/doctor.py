@@ -29,6 +29,7 @@ MORE = "Exit code 1 if something is missing that every use needs."
 EXAMPLES = "  captioner doctor\n  captioner doctor --json"
 _MARKS = {"good": ("✓", "green"), "could": ("·", "faint"), "bad": ("✗", "red")}
 _GPU_SECONDS = 20
+_UPGRADE = "pip install --upgrade tensorflow"
 
 
 def add_arguments(add: Any) -> None:
@@ -130,7 +131,7 @@ def _packages() -> Iterator[Finding]:
         yield Finding("packages", "bad", f"{len(missing)} missing or too old", f"pip install {wanted}")
     else:
         yield Finding("packages", "good", "all that are needed, new enough")
-    for extra in sorted(extras.keys() - {"dev"}):
+    for extra in sorted(extras.keys() - {"dev", "all"}):
         absent = _missing(extras[extra])
         names = ", ".join(requirement.name for requirement in extras[extra])
         if absent:
@@ -191,8 +192,13 @@ def _tensorflow() -> Finding:
     try:
         load_tensorflow()
         import tensorflow as tf
+    except ModuleNotFoundError as error:
+        if error.name != "tensorflow":
+            return Finding("TensorFlow", "bad", f"cannot be loaded: {error}", _UPGRADE)
+        found = "not installed: captioning with a compiled model needs none, training does"
+        return Finding("TensorFlow", "could", found, "pip install 'captioner[train]'")
     except Exception as error:  # a broken installation may fail in any way
-        return Finding("TensorFlow", "bad", f"cannot be loaded: {error}", "pip install --upgrade tensorflow")
+        return Finding("TensorFlow", "bad", f"cannot be loaded: {error}", _UPGRADE)
     spent = time.monotonic() - began
     gpus = len(tf.config.list_physical_devices("GPU"))
     found = f"{tf.__version__}, Keras {version('keras')}, loads in {spent:.1f} s, uses {gpus or 'no'} GPU"

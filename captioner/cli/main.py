@@ -17,7 +17,7 @@ from typing import TextIO
 from captioner.cli import completion
 from captioner.cli.commands import COMMANDS, build_parser, parse
 from captioner.cli.sharding import staging
-from captioner.errors import CaptionerError
+from captioner.errors import CaptionerError, missing_extra
 from captioner.system import console
 
 NO_MEMORY = (
@@ -53,6 +53,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone (`| head`); Python would complain once more at its end.
         _give_up(sys.stdout)
         return 141
+    except ModuleNotFoundError as error:
+        missing = missing_extra(error)
+        if missing is None:
+            raise
+        print(f"{_error_mark()} {missing}", file=sys.stderr)
+        return missing.exit_code
     except Exception as error:
         # Files of ours say themselves what is wrong with them; what comes without a name was printed.
         if isinstance(error, OSError) and error.filename is None and error.errno in _UNWRITABLE:
