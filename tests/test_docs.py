@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MANUALS = {
     **{path.name: path.read_text(encoding="utf-8") for path in PAGES},
     "captioner": welcome.FIRST + welcome.AGAIN.format(run="runs/scenes"),
-    **{f"captioner {name} --help": command.examples for name, command in usage.COMMANDS.items()},
+    **{f"captioner {name} --help": command.EXAMPLES for name, command in usage.COMMANDS.items()},
     **{f"recipe {name}": text.replace("# ", "") for name, text in recipes().items()},
 }
 
