@@ -28,7 +28,7 @@ def run(code: str, *arguments: str, python: str = sys.executable) -> subprocess.
     ("command", "said"),
     [
         (["train", "sample", "--data", "x"], "training, and whatever else runs on TensorFlow,"),
-        (["export", "--run", "x"], "training, and whatever else runs on TensorFlow,"),
+        (["export", "--run", "checkpoints/flickr8k"], "training, and whatever else runs on TensorFlow,"),
         (["data", "{scenes}", "--sheet", "{out}"], "drawing"),
         (["score", "{scenes}/captions.csv", "--data", "{scenes}"], "scoring"),
     ],
