@@ -8,7 +8,7 @@ except that Keras downloads ImageNet weights into its own cache where asked.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,10 @@ PREPROCESSING: dict[str, tuple[Any, Any, bool]] = {
 }
 
 
+HUB = "hub:"  # begins the name of an encoder that is a KerasHub preset
+_AFFINE = "affine"
+
+
 @dataclass(frozen=True)
 class EncoderSpec:
     """One row of the table.
@@ -48,9 +52,10 @@ class EncoderSpec:
         size: height and width of the input in pixels, unless the recipe asks for another.
         grid: (h, w) at that size.
         channels: C.
-        preprocessing: key of `PREPROCESSING`.
+        preprocessing: key of `PREPROCESSING`, or what `affine_preprocessing` gives.
         megabytes: of float32 weights: what a download or a run folder will take.
         pretrained: whether ImageNet weights exist.
+        architecture: plain values that a run must keep to build the model again; None: the name is enough.
     """
 
     name: str
@@ -61,6 +66,25 @@ class EncoderSpec:
     preprocessing: str
     megabytes: int
     pretrained: bool = True
+    architecture: Mapping[str, Any] | None = None
+
+
+def affine_preprocessing(scale: Sequence[float], offset: Sequence[float]) -> str:
+    """The key of a preprocessing that has no row in the table: x * scale + offset for red, green and blue.
+
+    >>> _preprocessing(affine_preprocessing([0.5, 1, 2], [0, -1, -2]))
+    ([0.5, 1.0, 2.0], [0.0, -1.0, -2.0], False)
+    """
+    numbers = (",".join(repr(float(one)) for one in each) for each in (scale, offset))
+    return " ".join([_AFFINE, *numbers])
+
+
+def _preprocessing(key: str) -> tuple[Any, Any, bool]:
+    """(scale, offset, channels reversed) of a key."""
+    if key in PREPROCESSING:
+        return PREPROCESSING[key]
+    scale, offset = ([float(one) for one in text.split(",")] for text in key.split(" ")[1:])
+    return scale, offset, False
 
 
 @keras.saving.register_keras_serializable("captioner")
@@ -73,7 +97,7 @@ class Preprocess(keras.Layer):
 
     def call(self, pixels: Any) -> Any:
         """(B, H, W, 3) 0..255 -> (B, H, W, 3)."""
-        scale, offset, reverse = PREPROCESSING[self.key]
+        scale, offset, reverse = _preprocessing(self.key)
         x = keras.ops.cast(pixels, self.compute_dtype)
         if reverse:
             x = x[..., ::-1]
@@ -117,7 +141,7 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
 
     Args:
         model: one input, one output; its layers and arrays are copied.
-        preprocessing: key of `PREPROCESSING`, put in front; empty: nothing.
+        preprocessing: of an `EncoderSpec`, put in front; empty: nothing.
         folded: from `foldable`; these normalisations go into their convolutions.
     """
     folded = folded or {}
@@ -128,8 +152,9 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
     copies: dict[str, Any] = {}
 
     def copy(layer: Any) -> Any:
-        # `call` passes over what is skipped; a bare operation, such as `x + 3`, has no state to copy.
-        if layer.name in skipped or not isinstance(layer, keras.Layer):
+        # `call` passes over what is skipped; a bare operation, such as `x + 3`, has no state to copy. Layers
+        # of KerasHub have names that last, and settings from which not all of them can be made again.
+        if layer.name in skipped or not isinstance(layer, keras.Layer) or "keras_hub" in layer.__module__:
             return layer
         config = layer.get_config() | {"name": names[layer.name]}
         if layer.name in folded:

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 from captioner.errors import EncoderError, load_object, unknown_name
 from captioner.models.backbones import (
     ENCODERS,
+    HUB,
     EncoderSpec,
     fold_batch_norm,
     foldable,
@@ -74,6 +75,11 @@ class Encoder:
     def num_cells(self) -> int:
         """P, the number of cells: those of the grid, and as many again of the mirror image."""
         return self.grid[0] * self.grid[1] * (1 + self.flip_augmented)
+
+    @property
+    def architecture(self) -> Mapping[str, Any] | None:
+        """Plain values that a run must keep to build the model again; None: the name is enough."""
+        return self._spec.architecture
 
     @property
     def variables(self) -> list[Any]:
@@ -169,11 +175,13 @@ def load_encoder(
     size: int = 0,
     flip_augmented: bool = False,
     seed: int = 0,
+    architecture: Mapping[str, Any] | None = None,
 ) -> Encoder:
-    """An encoder from the table.
+    """An encoder from the table, or of elsewhere.
 
     Args:
-        name: a key of `ENCODERS`, or "package.module:name" of an `EncoderSpec`.
+        name: a key of `ENCODERS`, "package.module:name" of an `EncoderSpec`, or "hub:PRESET" of a KerasHub
+            backbone (see `hub_backbones`), whose own weights are meant by "imagenet".
         weights: "imagenet" (Keras downloads them once), "none" (drawn from `seed`), the arrays of
             `weights_dict`, or a file: `.weights.h5` or `.h5` of the bare keras.applications model,
             `.safetensors` with the arrays of `weights_dict`, also a run's `best/weights.safetensors`, or the
@@ -181,11 +189,12 @@ def load_encoder(
         size: height and width of the input in pixels; 0 takes the table's.
         flip_augmented: look at the mirror image too.
         seed: for "none".
+        architecture: `Encoder.architecture`, as a run has kept it, in place of the preset.
 
     Raises:
         EncoderError: unknown name, a size the CNN cannot take, weights that are missing or do not fit.
     """
-    spec = _spec(name)
+    spec = _spec(name, architecture)
     size = size or spec.size
     if isinstance(weights, Mapping):
         return _from_arrays(spec, weights, size=size, flip_augmented=flip_augmented)
@@ -212,9 +221,13 @@ def load_encoder(
     return Encoder(spec, model, size=size, flip_augmented=flip_augmented)
 
 
-def _spec(name: str) -> EncoderSpec:
+def _spec(name: str, architecture: Mapping[str, Any] | None = None) -> EncoderSpec:
     if name in ENCODERS:
         return ENCODERS[name]
+    if name.startswith(HUB):
+        from captioner.models.hub_backbones import hub_spec  # brings KerasHub, an optional part
+
+        return hub_spec(name, architecture)
     if ":" not in name:
         raise EncoderError(unknown_name("encoder", name, ENCODERS))
     spec = load_object(name, "encoder")

@@ -13,6 +13,7 @@ batch size, machine or TensorFlow may change the last bits.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,7 +91,8 @@ def cache_folder(encoder: Encoder) -> Path:
 
     Below $CAPTIONER_CACHE, or ~/.cache/captioner.
     """
-    return cache_base() / f"{encoder.name.replace(':', '-')}-{fingerprint(_identity(encoder))[:16]}"
+    name = re.sub(r"[^\w.-]", "-", encoder.name)  # hub:FOLDER has slashes
+    return cache_base() / f"{name}-{fingerprint(_identity(encoder))[:16]}"
 
 
 def extract(

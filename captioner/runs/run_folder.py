@@ -221,6 +221,7 @@ class Run:
             weights=select_prefix(arrays, "encoder/"),
             size=size,
             flip_augmented=wanted.flip_augmented,
+            architecture=info.get("architecture"),
         )
         self._check_encoder(encoder)
         decoder = CaptionDecoder(
@@ -281,7 +282,9 @@ class Run:
 
 def _describe(encoder: Any) -> dict[str, Any]:
     names = ("name", "size", "grid", "channels", "preprocessing", "digest")
-    return {"cells": encoder.num_cells, **{name: getattr(encoder, name) for name in names}}
+    facts = {"cells": encoder.num_cells, **{name: getattr(encoder, name) for name in names}}
+    # Kept of encoders alone that are not this package's own.
+    return facts | ({"architecture": encoder.architecture} if encoder.architecture else {})
 
 
 def _write_config(folder: Path, config: Config, files: Mapping[str, Any]) -> None:
