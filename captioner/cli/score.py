@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.cli.arguments import format_argument
+from captioner.cli.outputs import check_files, force_argument
 
 SUMMARY = "score captions that were written elsewhere, and say which are better"
 MORE = (
@@ -39,11 +40,17 @@ def add_arguments(add: Any) -> None:
         metavar="HTML",
         help="also a page to look at: scores side by side, pictures, mistakes (OUT/report.html)",
     )
+    force_argument(add)
     add("--java", action="store_true", help="also METEOR 1.5 and SPICE, by coco-caption's own Java programs")
 
 
 def run(arguments: Namespace) -> int:
     """`captioner score`: scores of files of captions, and their differences."""
+    out = Path(arguments.out or ".")
+    scores = [out / "scores.json"] if arguments.out else []
+    check_files(scores, "--out", force=arguments.force, ours=lambda text: b'"protocol"' in text)
+    report = [] if arguments.report is None else [Path(arguments.report or out / "report.html")]
+    check_files(report, "--report", force=arguments.force)
     from captioner.cli.text import score_lines
     from captioner.evaluation.compare import compare, verdicts
 
@@ -62,13 +69,13 @@ def run(arguments: Namespace) -> int:
         print(f"{pair.first} against {pair.second}")
         for line in verdicts(pair):
             print(f"  {line}")
-    written = [found.write(arguments.out)] if arguments.out else []
-    if arguments.report is not None:
+    if scores:
+        found.write(out)
+    for path in report:
         from captioner.evaluation.html_report import write_comparison
 
-        written.append(Path(arguments.report or Path(arguments.out or ".") / "report.html"))
-        write_comparison(found, written[-1])
-    if written:
+        write_comparison(found, path)
+    if written := [*scores, *report]:
         print(f"written: {', '.join(map(str, written))}")
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -140,6 +140,8 @@ def _architecture_of(preset: str) -> dict[str, Any]:
     whole = _from_preset(preset, load_weights=False)
     backbone = _vision_part(whole)
     shape = getattr(backbone, "image_shape", None) or backbone.inputs[0].shape[1:]
+    if len(shape) != 3:
+        raise EncoderError(f'preset "{preset}": {type(backbone).__name__} takes no pictures')
     converter = _converter_of(hub, preset)
     size = (converter.image_size if converter else None) or shape[:2]
     height, width = (side or _DEFAULT_SIZE for side in size)
@@ -158,8 +160,9 @@ def _architecture_of(preset: str) -> dict[str, Any]:
 def _backbone(architecture: Mapping[str, Any], size: int) -> Any:
     """The backbone, built for pictures of that size, its weights drawn at random."""
     hub = _keras_hub()
-    kind = getattr(hub.models, str(architecture["backbone"]), None)
-    if not (isinstance(kind, type) and issubclass(kind, keras.Model)):
+    kind: Any = getattr(hub.models, str(architecture["backbone"]), None)
+    known = isinstance(kind, type) and issubclass(kind, keras.Model)
+    if not known:
         raise EncoderError(
             f'KerasHub {hub.__version__} has no backbone "{architecture["backbone"]}"; install a later one: '
             "pip install --upgrade keras-hub"
@@ -195,7 +198,7 @@ def _with_grid(backbone: Any, size: int, name: str) -> Any:
     """A model of the backbone's layers: preprocessed pixels (B, size, size, 3) -> grid (B, h, w, C)."""
     pixels = backbone.inputs[0]
     for layer in reversed(backbone.layers):
-        output = getattr(layer, "output", None)
+        output: Any = getattr(layer, "output", None)
         rank = len(getattr(output, "shape", ()))
         if rank == 4 and output is not pixels:
             break
