@@ -15,7 +15,7 @@ import stat
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import IO, Any, NoReturn, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -25,7 +25,7 @@ from captioner.errors import ImageError
 
 BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, like the pages they are made for
 
-ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | np.ndarray | Image.Image"
+ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | Image.Image"
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -79,8 +79,9 @@ def read_image(
     """Pixels of one picture.
 
     Args:
-        source: a path, a file's bytes, a Pillow image, or an array (height, width[, 1 | 3 | 4]) of uint8,
-            uint16, bool, or floats in 0 … 1 or 0 … 255.
+        source: a path, a file's bytes, an open file (read from its beginning if it can be wound back), a
+            Pillow image, or an array (height, width[, 1 | 3 | 4]) of uint8, uint16, bool, or floats in
+            0 … 1 or 0 … 255.
         size: (height, width) to squash the whole picture to: bilinear, antialiased. A large JPEG is decoded
             at a fraction of its size first, never below twice `size`. One of that size is left as it is.
         limits: caps on bytes and pixels; None: those of this process, see `set_default_limits`.
@@ -95,6 +96,8 @@ def read_image(
     (2, 3, 3)
     """
     name, limits = _name_of(source), limits or _default_limits
+    if hasattr(source, "read") and not isinstance(source, Image.Image):
+        source = _read_open_file(source, name, limits)
     picture = _open(source, name, limits)
     _check_pixels(picture.size, name, limits)
     try:
@@ -121,7 +124,23 @@ def _name_of(source: Any) -> str:
             return "<bytes>"
         case Image.Image():
             return str(getattr(source, "filename", "") or "<image>")
+    if hasattr(source, "read"):
+        return source.name if isinstance(getattr(source, "name", None), str) else "<file>"
     return "<array>"
+
+
+def _read_open_file(source: Any, name: str, limits: Limits) -> bytes:
+    """What an open file holds, at most one byte more than may be read."""
+    try:
+        if hasattr(source, "seekable") and source.seekable():
+            source.seek(0)  # as Pillow does: whoever has just written it is at its end
+        content = source.read(limits.file_bytes + 1)
+    except (OSError, ValueError, UnicodeError) as error:
+        raise ImageError(name, f"cannot be read ({error})") from error
+    if not isinstance(content, bytes):
+        kind = type(content).__name__
+        raise ImageError(name, f'gives {kind} when read, expected bytes: open it with "rb"')
+    return content
 
 
 def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:

@@ -55,14 +55,15 @@ class BaseCaptioner(ABC):
         """The captions of pictures, in order.
 
         Args:
-            sources: as `read_image` takes them (paths, bytes, arrays, Pillow images), or a single one.
+            sources: as `read_image` takes them (paths, bytes, open files, arrays, Pillow images), or a single
+                one.
             **options: fields of `CaptionOptions`.
 
         Raises:
             ConfigError: an unknown or impossible option. Bad pictures raise nothing: see `Caption.error`.
         """
         single = isinstance(sources, str | Path | bytes | bytearray | memoryview)
-        single |= getattr(sources, "ndim", 4) < 4 or hasattr(sources, "getexif")
+        single |= getattr(sources, "ndim", 4) < 4 or hasattr(sources, "getexif") or hasattr(sources, "read")
         return list(self.captions_of([sources] if single else sources, **options))
 
     def captions_of(self, sources: Iterable[Any], **options: Any) -> Iterator[Caption]:
@@ -206,4 +207,6 @@ def _name_of(source: Any) -> str:
         return "<bytes>"
     if hasattr(source, "getexif"):
         return str(getattr(source, "filename", "") or "<image>")
+    if isinstance(getattr(source, "name", None), str) and hasattr(source, "read"):
+        return str(source.name)
     return "<array>" if hasattr(source, "__array__") else f"<{type(source).__name__}>"

@@ -6,6 +6,7 @@ import os
 import random
 import sys
 import threading
+import zipfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -385,6 +386,37 @@ def test_paths_that_are_no_files(tmp_path: Path) -> None:
         refused(tmp_path / "pipe.png", "is not an ordinary file")
 
 
+def test_open_files_are_read_from_their_beginning(tmp_path: Path) -> None:
+    content = encoded(scene(), "PNG")
+    stream = BytesIO()
+    stream.write(content)  # now at its end
+    expected = read_image(content)
+    assert np.array_equal(read_image(stream), expected)
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", content)
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive, archive.open("a.png") as member:
+        assert np.array_equal(read_image(member), expected)
+    # A pipe cannot be wound back, and is read as far as there is something.
+    reading, writing = os.pipe()
+    with open(writing, "wb") as file:
+        file.write(content)
+    with open(reading, "rb") as file:
+        assert np.array_equal(read_image(file), expected)
+
+
+def test_open_files_that_are_no_pictures(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"not a picture")
+    with open(path, "rb") as file, pytest.raises(ImageError, match=r"a\.png: is no picture"):
+        read_image(file)
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image(file)  # closed by now
+    with open(path, encoding="utf-8") as text, pytest.raises(ImageError, match='open it with "rb"'):
+        read_image(text)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="at most 1 MiB are read"):
+        read_image(BytesIO(bytes(2**20 + 1)), limits=Limits(file_bytes=2**20))
+
+
 def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "secret.png"
     path.write_bytes(encoded(scene(), "PNG"))
@@ -437,12 +469,12 @@ def png_claiming(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("width", [9_000, 10_000, 50_000, 2**31 - 1])
 def test_the_pixel_cap_comes_before_decoding(width: int) -> None:
-    refused(png_claiming(width, 9_000), "pixels.*80,000,000")
+    refused(png_claiming(width, 9_000), "pixels.*80,000,000|80,000,000 pixels")
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_pillows_own_warning_made_an_error() -> None:
-    refused(png_claiming(10_000, 9_000), "pixels.*80,000,000")
+    refused(png_claiming(10_000, 9_000), "80,000,000 pixels")
 
 
 def test_the_pixel_cap_holds_for_everything() -> None:

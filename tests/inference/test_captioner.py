@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,12 +87,18 @@ def test_every_kind_of_source_gives_the_same_caption(
 ) -> None:
     file = tmp_path / "사진.png"
     Image.fromarray(pictures[0]).save(file)
-    sources = [file, str(file), file.read_bytes(), pictures[0], Image.open(file)]
+    stream = io.BytesIO()
+    Image.open(file).save(stream, "PNG")  # and left at its end
+    sources = [file, str(file), file.read_bytes(), pictures[0], Image.open(file), stream]
     captions = captioner.caption(sources)
     assert all(same(caption, captions[0]) for caption in captions)
-    assert [caption.path for caption in captions] == [str(file), str(file), "<bytes>", "<array>", str(file)]
+    names = [str(file), str(file), "<bytes>", "<array>", str(file), "<BytesIO>"]
+    assert [caption.path for caption in captions] == names
     for source in sources:
         assert same(captioner.caption(source)[0], captions[0])
+    with open(file, "rb") as opened:
+        assert same(captioner.caption(opened)[0], captions[0])
+    assert "cannot be read" in (captioner.caption([opened])[0].error or "")  # closed by now
 
 
 def test_bad_pictures_keep_their_place_and_say_why(

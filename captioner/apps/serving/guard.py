@@ -94,7 +94,8 @@ class Guard:
 
     async def _serve(self, scope: Any, receive: Receive, send: Send) -> None:
         headers = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
-        path = re.sub("/+", "/", scope["path"]).rstrip("/") or "/"
+        written = scope["path"]
+        path = re.sub("/+", "/", written).rstrip("/") or "/"
         scope = {**scope, "path": path, "raw_path": path.encode()}
         self._check_host(headers)
         known = self._knows_token(headers) or path in _OPEN
@@ -107,6 +108,8 @@ class Guard:
         if scope["method"] == "HEAD":  # as GET; the server sends no body
             scope["method"] = "GET"
         self._check_route(scope)
+        if path == "/docs" and written.endswith("/"):
+            raise Refusal(308, "", (("location", "../docs"),))  # its links are relative
         body = await self._read(receive, path, headers)
         try:
             if path == "/login":

@@ -169,6 +169,8 @@ async def _from_form(request: Any, fields: dict[str, Any], most: int) -> list[tu
         ) from error
     found = []
     for name, value in form.multi_items():
+        if isinstance(value, str) and name in _FILES:
+            raise ConfigError(f"{name}: came as text; send it as a file, with a filename")
         if isinstance(value, str):
             fields[name] = value
         elif name in _FILES:

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -84,7 +85,7 @@ class Server:
         connection.close()
         fields = {key.lower(): value for key, value in answer.getheaders()}
         is_json = fields.get("content-type", "").startswith("application/json")
-        return answer.status, json.loads(content) if is_json else content, fields
+        return answer.status, json.loads(content) if is_json and content else content, fields
 
     def post_json(self, path: str, content: Any, **headers: str) -> tuple[int, Any, Mapping[str, str]]:
         return self.ask("POST", path, json.dumps(content), {"content-type": "application/json", **headers})
@@ -251,7 +252,7 @@ def test_another_run_by_its_name(server: Server) -> None:
         ({"images": ["/etc/passwd"]}, 400, "pictures are sent as base64, not fetched"),
         ({"images": ["http://example.org/dog.jpg"]}, 400, "pictures are sent as base64, not fetched"),
         ({"images": [b64(b"no picture")]}, 422, "is no picture that can be read"),
-        ({"images": [b64(bomb(20_000, 10_000))]}, 422, "has more pixels than the 80,000,000"),
+        ({"images": [b64(bomb(20_000, 10_000))]}, 422, "has more than 80,000,000 pixels"),
         ([1, 2], 400, "expected a JSON object"),
     ],
 )
@@ -373,6 +374,140 @@ def test_what_ollama_clients_ask_before(server: Server) -> None:
     assert server.post_json("/api/generate", {"images": [b64(b"x")], "stream": False})[0] == 400
 
 
+@pytest.mark.parametrize(
+    "later",
+    [
+        {"role": "user", "content": "shorter, please"},
+        {"role": "system", "content": "be short"},
+        {"role": "user", "content": "shorter", "images": []},
+        {"role": "user", "content": "shorter", "images": None},
+    ],
+)
+def test_a_conversation_goes_on_about_its_latest_picture(server: Server, later: dict[str, Any]) -> None:
+    messages = [
+        {"role": "user", "content": "and this?", "images": [b64(png(8))]},
+        {"role": "assistant", "content": "dark"},
+        {"role": "user", "content": "what is it?", "images": [b64(png(9))]},
+        {"role": "assistant", "content": "bright"},
+        later,
+    ]
+    status, answer, _ = server.post_json("/api/chat", {"messages": messages, "stream": False})
+    assert (status, answer["message"]["content"]) == (200, "brightness 9")
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "said"),
+    [
+        ("/api/chat", {"messages": [{"role": "user", "content": "hello"}]}, "messages: no picture in any"),
+        ("/api/chat", {"messages": "hello"}, "messages: expected a list of messages"),
+        ("/api/chat", {"messages": ["hello"]}, "messages: expected a list of messages"),
+        ("/api/chat", {"messages": [{"images": "x"}]}, "messages: expected a list of messages"),
+        ("/api/generate", {"prompt": "Why is the sky blue?"}, "images: no picture"),
+        ("/api/generate", {"prompt": "What is it?", "images": []}, "images: no picture"),
+        ("/api/generate", {"images": "abc"}, "images: expected a list of pictures in base64"),
+        ("/api/generate", {"images": [3]}, "images[0]: expected a picture in base64"),
+        ("/api/generate", {"images": [b64(png(1))], "options": 3}, "options: expected an object"),
+        ("/api/generate", {"images": [b64(png(1))], "model": 3}, "model '3': expected a name"),
+        ("/api/show", {"name": "toi"}, 'unknown run "toi"'),
+        ("/api/show", [], "expected a JSON object"),
+    ],
+)
+def test_no_answer_of_ollamas_shape_is_empty(server: Server, path: str, content: Any, said: str) -> None:
+    status, answer, _ = server.post_json(path, content)
+    assert status in (400, 404)
+    assert said in answer["error"]
+    # As `curl -d` sends it.
+    form = {"content-type": "application/x-www-form-urlencoded"}
+    assert server.ask("POST", path, json.dumps(content), form)[1] == answer
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/api/generate"])
+def test_a_model_is_loaded_by_asking_it_nothing(server: Server, path: str) -> None:
+    for content in ({"model": "toy"}, {"model": "toy", "messages": [], "prompt": "", "images": None}):
+        status, answer, _ = server.post_json(path, {**content, "stream": False})
+        assert (status, answer["done_reason"]) == (200, "load")
+
+
+# Ways of sending that clients have.
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "data:image/png;base64," + b64(png(5)),
+        "DATA:image/png;name=a.png;BASE64," + b64(png(5)),
+        "data:image/png;base64," + quote(b64(png(5)), safe=""),
+        "data:image/png," + quote(png(5)),
+        b64(png(5)).rstrip("="),
+        b64(png(5)).replace("+", "-").replace("/", "_"),
+        "\r\n".join(b64(png(5))[at : at + 64] for at in range(0, 400, 64)),
+    ],
+)
+def test_base64_in_every_dress(server: Server, text: str) -> None:
+    status, answer, _ = server.post_json("/api/caption", {"image": text})
+    assert (status, answer["pictures"][0]["caption"]) == (200, "brightness 5")
+    status, answer, _ = server.post_json("/api/generate", {"images": [text], "stream": False})
+    assert (status, answer["response"]) == (200, "brightness 5")
+
+
+def test_names_of_any_script_come_back(server: Server) -> None:
+    _, answer, _ = server.post_form([("Hündin 강아지.png", png(5))])
+    assert answer["pictures"][0]["name"] == "Hündin 강아지.png"
+
+
+def test_a_part_without_a_file_name_is_said_to_be_text(server: Server) -> None:
+    name = "filename*=UTF-8''a.png"  # which forms must not have (RFC 7578, 4.2), and old clients send
+    body = f'--x\r\ncontent-disposition: form-data; name="image"; {name}\r\n\r\nabc\r\n--x--\r\n'
+    status, answer, _ = server.ask(
+        "POST", "/api/caption", body, {"content-type": "multipart/form-data; boundary=x"}
+    )
+    assert (status, answer["error"]) == (400, "image: came as text; send it as a file, with a filename")
+
+
+def test_a_bare_picture_may_have_no_type_and_come_in_pieces(server: Server) -> None:
+    answers = [
+        server.ask("POST", "/api/caption?name=a%20b.png", png(5), {"content-type": kind})
+        for kind in ("image/png", "IMAGE/PNG", "application/octet-stream")
+    ]
+    for status, answer, _ in answers:
+        assert (status, answer["pictures"][0]["name"]) == (200, "a b.png")
+    content = png(5)
+    pieces = b"".join(b"%x\r\n%s\r\n" % (1, content[at : at + 1]) for at in range(len(content)))
+    head = b"POST /api/caption HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+    answer = server.raw(head + b"transfer-encoding: chunked\r\n\r\n" + pieces + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200") and b"brightness 5" in answer
+    packed = {"content-type": "image/png", "content-encoding": "gzip"}
+    assert server.ask("POST", "/api/caption", content, packed)[0] == 415
+
+
+def test_empty_forms_and_bodies_are_said_to_be_empty(server: Server) -> None:
+    form = {"content-type": "multipart/form-data; boundary=x"}
+    nothing_chosen = b'--x\r\ncontent-disposition: form-data; name="image"; filename=""\r\n\r\n\r\n--x--\r\n'
+    for body in (b"--x--\r\n", nothing_chosen):
+        status, answer, _ = server.ask("POST", "/api/caption", body, form)
+        assert (status, answer["error"][:10]) == (400, "no picture")
+    for kind in ("image/png", "application/json"):
+        assert server.ask("POST", "/api/caption", b"", {"content-type": kind})[0] == 400
+    for path in ("/api/generate", "/api/chat", "/api/show"):
+        assert server.ask("POST", path, b"")[0] == 400
+
+
+def test_methods_and_slashes(server: Server) -> None:
+    for path in ("/", "/healthz", "/docs", "/api/tags", "/api/version", "/api/runs", "/page/page.css"):
+        status, body, headers = server.ask("HEAD", path)
+        assert (status, body) == (200, "")
+        assert int(headers["content-length"]) > 0
+    status, _, headers = server.ask("OPTIONS", "/api/caption")
+    assert (status, headers["allow"]) == (204, "POST")
+    status, answer, headers = server.ask("PUT", "/healthz")
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+    for path in ("/api/caption/", "//api/caption", "/api//caption"):
+        assert server.ask("POST", path, png(5), {"content-type": "image/png"})[0] == 200
+    assert server.ask("GET", "/healthz/")[0] == 200
+    status, _, headers = server.ask("GET", "/docs/")
+    assert (status, headers["location"]) == (308, "../docs")  # its links are relative
+
+
 # Who may ask.
 
 
@@ -385,6 +520,64 @@ def test_foreign_hosts_and_origins_are_refused(server: Server) -> None:
         assert server.ask("POST", "/api/caption", picture, {**kind, "origin": origin})[0] == 403
     own = f"http://127.0.0.1:{server.port}"
     assert server.ask("POST", "/api/caption", picture, {**kind, "origin": own})[0] == 200
+
+
+@pytest.fixture(scope="module")
+def named() -> Iterator[Server]:
+    with running(names=["https://Photos.example.org/", "*.example.net", "bücher.example"]) as found:
+        yield found
+
+
+OWN = "127.0.0.1:{port}"  # what a proxy sends that passes no Host on
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "status"),
+    [
+        ("photos.example.org", "https://photos.example.org", 200),
+        ("PHOTOS.example.org.", "https://photos.example.org", 200),
+        ("photos.example.org:443", "https://photos.example.org", 200),
+        ("photos.example.org", "https://photos.example.org:8443", 200),
+        (OWN, "https://photos.example.org", 200),
+        (OWN, "http://photos.example.org:8080", 200),
+        ("a.example.net", "https://a.example.net", 200),
+        ("xn--bcher-kva.example", "https://xn--bcher-kva.example", 200),
+        ("photos.example.org", None, 200),
+        ("evil.example", "https://photos.example.org", 421),
+        ("example.net", None, 421),
+        ("notexample.net", None, 421),
+        ("photos.example.org", "https://evil.example", 403),
+        ("photos.example.org", "https://photos.example.org.evil.example", 403),
+        (OWN, "http://localhost:1", 403),
+        (OWN, "null", 403),
+    ],
+)
+def test_behind_a_proxy(named: Server, host: str, origin: str | None, status: int) -> None:
+    headers = {"host": host.format(port=named.port), "content-type": "image/png"}
+    headers |= {"origin": origin} if origin else {}
+    forwarded = {"x-forwarded-host": "evil.example", "x-forwarded-proto": "https", "forwarded": "host=evil"}
+    for more in ({}, forwarded):  # which change nothing: anybody can send them
+        found, answer, _ = named.ask("POST", "/api/caption", png(5), {**headers, **more})
+        assert (found, answer.get("error")) == (status, answer.get("error"))
+
+
+def test_a_refusal_of_a_host_names_the_remedy(server: Server) -> None:
+    _, answer, _ = server.ask("GET", "/", headers={"host": "photos.example.org:8443"})
+    assert answer["error"].endswith("start it with --allow-host photos.example.org")
+    _, answer, _ = server.ask("GET", "/", headers={"origin": "https://photos.example.org"})
+    assert answer["error"].endswith("behind a proxy, start it with --allow-host photos.example.org")
+
+
+def test_health_checks_of_http_1_0(server: Server) -> None:
+    for head in (
+        b"GET /healthz HTTP/1.0\r\n\r\n",
+        b"HEAD / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.0\r\nhost:\r\n\r\n",
+    ):
+        assert server.raw(head).startswith(b"HTTP/1.1 200")
+    assert server.raw(b"GET /healthz HTTP/1.1\r\n\r\n").startswith(b"HTTP/1.1 400")  # there it must be named
+    origin = b"GET /healthz HTTP/1.0\r\norigin: https://evil.example\r\n\r\n"
+    assert server.raw(origin).startswith(b"HTTP/1.1 403")
 
 
 def test_with_a_token_nothing_goes_without_it() -> None:
