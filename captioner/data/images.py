@@ -1,24 +1,31 @@
 """The one door through which pixels enter: any picture in, (height, width, 3) uint8 RGB out; writes no file.
 
 Content decides what a file is, never its name. Formats are an allow-list; the size in bytes is checked
-before reading and the size in pixels before decoding, as Pillow's security handbook advises. Pictures are
-turned upright by their EXIF, transparency is laid on white, values of 16 and 32 bits are scaled, the first
-frame of an animation is taken. What cannot be used ends in an `ImageError`. Any number of threads may
-read at once.
+before reading and the size in pixels before decoding, as Pillow's security handbook advises; a JPEG that is
+wanted small may have twice as many, for it is decoded small. Pictures are turned upright by their EXIF,
+transparency is laid on white, values of 16 and 32 bits are scaled, the first frame of an animation is taken.
+What cannot be used ends in an `ImageError`. Any number of threads may read at once.
 """
 
 from __future__ import annotations
 
+import ctypes.util
 import importlib
+import logging
+import math
 import os
 import stat
+import warnings
+import zlib
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, NoReturn, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioner.data.image_files import FORMATS, existing_form, missing_hint
 from captioner.errors import ImageError
@@ -27,15 +34,12 @@ BACKGROUND = (255, 255, 255)  # behind transparent pixels: white, like the pages
 
 ImageSource: TypeAlias = "str | Path | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | Image.Image"
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NOTE_BYTES = 1 << 20
+# What Pillow thinks of odd metadata is no news of the picture: it is read, or an ImageError says why not.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # `Limits` are stricter
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _OTHER_KINDS = (  # what people have under a picture's name, by how it starts
     (b"<", "it is a page of HTML, XML or SVG; was the download refused?"),
@@ -99,16 +103,23 @@ def read_image(
     if hasattr(source, "read") and not isinstance(source, Image.Image):
         source = _read_open_file(source, name, limits)
     picture = _open(source, name, limits)
-    _check_pixels(picture.size, name, limits)
     try:
+        whole = picture.size
         if picture is source:
             picture = picture.copy()  # the caller's own stays as it is
         elif size is not None:
             # Averages blocks of 2, 4 or 8 pixels while decoding; a no-op for anything but JPEG. Twice the
             # longer side, because the picture may still have to be turned.
             picture.draft(None, (2 * max(size), 2 * max(size)))
+        # Only what is decoded costs memory; but a progressive JPEG is held whole before it is made small.
+        reduced = not picture.info.get("progressive") and math.prod(whole) <= 2 * limits.pixels
+        _check_pixels(picture.size if reduced else whole, name, limits)
         picture.load()
-        picture = _to_rgb(_upright(picture))
+        with suppress(Exception):  # notes beside the picture: damaged ones must not cost the picture itself
+            ImageOps.exif_transpose(picture, in_place=True)
+        picture = _to_rgb(picture)
+    except ImageError:
+        raise
     except Exception as error:  # damaged data: OSError, SyntaxError, struct.error, … as each decoder likes
         _refuse_damaged(name, error)
     if size is not None and picture.size != (size[1], size[0]):
@@ -150,14 +161,21 @@ def _open(source: ImageSource, name: str, limits: Limits) -> Image.Image:
     if not isinstance(source, str | Path | bytes | bytearray | memoryview):
         return _from_array(source, name)
     content = _content_of(source, name, limits)
+    if content.startswith(_PNG):
+        content = _without_notes(content)
+    if content.startswith((b"II", b"MM")):
+        _silence_libtiff()
+    formats = tuple(FORMATS)
+    if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
+        _register_heif(name)
+        formats = ("HEIF",)
     try:
-        return Image.open(BytesIO(content), formats=tuple(FORMATS))
+        return Image.open(BytesIO(content), formats=formats)
     except UnidentifiedImageError as error:
-        if content[4:8] == b"ftyp" and content[8:12] in _HEIF_BRANDS:
-            return _open_heif(content, name, limits)
         raise ImageError(name, f"is no picture that can be read: {_kind_of(content)}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(name, f"has more than {limits.pixels:,} pixels (see --max-megapixels)") from error
+        most = f"{limits.pixels:,} that are decoded (see --max-megapixels)"
+        raise ImageError(name, f"has more pixels than the {most}") from error
     except Exception as error:  # headers are parsed here, and fail in as many ways as data do
         _refuse_damaged(name, error)
 
@@ -208,22 +226,52 @@ def _kind_of(content: bytes) -> str:
     return f"neither {', '.join(FORMATS)} nor HEIC, or damaged; it starts with {content[:12]!r}"
 
 
-def _open_heif(content: bytes, name: str, limits: Limits) -> Image.Image:
-    """HEIC, as telephones write it, through the optional package pillow-heif."""
+def _register_heif(name: str) -> None:
+    """Teaches Pillow to read HEIC, as telephones write it, through the optional package pillow-heif."""
     try:
-        pillow_heif = importlib.import_module("pillow_heif")
+        importlib.import_module("pillow_heif").register_heif_opener()
     except ImportError as error:
         remedy = "`pip install pillow-heif`, or save it as JPEG"
         raise ImageError(name, f"is a HEIC picture, which Pillow cannot decode: {remedy}") from error
+
+
+def _without_notes(content: bytes) -> bytes:
+    """A PNG without its color profile and its long texts, for whose size alone Pillow refuses a picture.
+
+    What may say which way up the picture is (EXIF as text, XMP) stays, if it is of a sound size.
+    """
+    parts, at, kept = [], len(_PNG), len(_PNG)
+    while at + 8 <= len(content):
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        end = at + 12 + length
+        note = content[at + 8 : at + 8 + length]
+        if kind == b"iCCP" or (kind in (b"tEXt", b"zTXt", b"iTXt") and not _says_orientation(kind, note)):
+            parts.append(content[kept:at])
+            kept = end
+        at = end
+    return b"".join([content[: len(_PNG)], *parts, content[kept:]]) if parts else content
+
+
+def _says_orientation(kind: bytes, note: bytes) -> bool:
+    keyword, _, rest = note.partition(b"\0")
+    if not keyword.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp")) or len(note) > _NOTE_BYTES:
+        return False
+    packed = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1] if rest[:1] == b"\1" else b""
     try:
-        heif = pillow_heif.open_heif(BytesIO(content))
-        _check_pixels(heif.size, name, limits)
-        picture: Image.Image = heif.to_pillow()
-    except ImageError:
-        raise
-    except Exception as error:  # as with any decoder
-        _refuse_damaged(name, error)
-    return picture
+        return not packed or len(zlib.decompressobj().decompress(packed, _NOTE_BYTES)) < _NOTE_BYTES
+    except zlib.error:
+        return False
+
+
+@cache
+def _silence_libtiff() -> None:
+    """Keeps libtiff from writing to standard error itself; Pillow raises what matters of it."""
+    folder = Path(Image.__file__).parent.parent / "pillow.libs"  # of wheels; elsewhere the system's is loaded
+    found = [*map(str, folder.glob("libtiff*"))] or [ctypes.util.find_library("tiff") or ""]
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(found[0])
+        library.TIFFSetErrorHandler(None)
+        library.TIFFSetWarningHandler(None)
 
 
 def _check_pixels(size: tuple[int, int], name: str, limits: Limits) -> None:
@@ -238,16 +286,6 @@ def _check_pixels(size: tuple[int, int], name: str, limits: Limits) -> None:
 def _refuse_damaged(name: str, error: Exception) -> NoReturn:
     detail = str(error).strip().splitlines() or [type(error).__name__]
     raise ImageError(name, f"is damaged or incomplete ({detail[0][:200]})") from error
-
-
-def _upright(picture: Image.Image) -> Image.Image:
-    """The picture as its camera was held."""
-    try:
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # notes beside the picture: damaged ones must not cost the picture itself
-        orientation = 1
-    turn = _TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import subprocess
 import sys
 import threading
 import zipfile
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, PngImagePlugin
 
 from captioner.data.image_files import FORMATS
 from captioner.data.images import BACKGROUND, Limits, read_image
@@ -479,7 +480,7 @@ def test_pillows_own_warning_made_an_error() -> None:
 
 def test_the_pixel_cap_holds_for_everything() -> None:
     few = Limits(pixels=48 * 64 - 1)
-    for source in (scene(), Image.fromarray(scene()), encoded(scene(), "JPEG")):
+    for source in (scene(), Image.fromarray(scene()), encoded(scene(), "PNG")):
         with pytest.raises(ImageError, match=r"has 64 x 48 pixels, at most 3,071"):
             read_image(source, limits=few, size=(8, 8))
     assert read_image(scene(), limits=Limits(pixels=48 * 64)).shape == (48, 64, 3)
@@ -526,3 +527,85 @@ def test_damage_anywhere_gives_a_picture_or_an_image_error(kind: str) -> None:
             del damaged[chance.randrange(len(damaged)) :]
         answer = read_or_reason(bytes(damaged))
         assert isinstance(answer, str) or answer.shape == (32, 32, 3)
+
+
+def test_a_jpeg_wanted_small_is_decoded_small_and_may_have_twice_the_pixels() -> None:
+    few = Limits(pixels=48 * 64 // 2)
+    assert read_image(encoded(scene(), "JPEG"), limits=few, size=(8, 8)).shape == (8, 8, 3)
+    for options in ({"limits": few}, {"limits": Limits(pixels=few.pixels - 1), "size": (8, 8)}):
+        with pytest.raises(ImageError, match=r"has 64 x 48 pixels, at most 1,53"):
+            read_image(encoded(scene(), "JPEG"), **options)
+    with pytest.raises(ImageError, match=r"has 64 x 48 pixels, at most 1,536"):  # is held whole
+        read_image(encoded(scene(), "JPEG", progressive=True), limits=few, size=(8, 8))
+
+
+def test_a_photograph_of_108_megapixels_is_read_small() -> None:
+    content = encoded(Image.new("RGB", (12_000, 9_000), "teal"), "JPEG", quality=30)
+    assert read_image(content, size=(64, 64)).shape == (64, 64, 3)
+    with pytest.raises(ImageError, match=r"12000 x 9000 pixels, at most 80,000,000 .*--max-megapixels"):
+        read_image(content)
+
+
+PACKED = zlib.compress(bytes(3 << 20))  # three MiB of nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [
+        (b"zTXt", b"Comment\0\0" + PACKED),
+        (b"tEXt", b"Comment\0" + b"x" * (3 << 20)),
+        (b"iTXt", b"Comment\0\1\0\0\0" + PACKED),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + PACKED),
+        (b"zTXt", b"Raw profile type exif\0\0" + PACKED),
+        (b"iCCP", b"profile\0\0" + PACKED),
+        (b"iCCP", b"profile\0\0no zlib"),
+        (b"zTXt", b"Comment\0\0no zlib"),
+    ],
+)
+@pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
+def test_large_notes_do_not_cost_a_png(kind: bytes, data: bytes, behind: bool) -> None:
+    content = encoded(scene(), "PNG")
+    at = content.index(b"IEND" if behind else b"IDAT") - 4
+    note = len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+    np.testing.assert_array_equal(read_image(content[:at] + note + content[at:]), scene())
+
+
+@pytest.mark.parametrize("keyword", ["Raw profile type exif", "XML:com.adobe.xmp"])
+def test_what_says_the_orientation_of_a_png_is_kept(keyword: str) -> None:
+    info = PngImagePlugin.PngInfo()
+    if keyword.startswith("XML"):
+        info.add_itxt(keyword, '<x tiff:Orientation="3"/>', zip=True)
+    else:
+        raw = exif_bytes(3)
+        info.add_text(keyword, f"\nexif\n{len(raw):8}\n{raw.hex()}\n", zip=True)
+    np.testing.assert_array_equal(read_image(encoded(scene(), "PNG", pnginfo=info)), scene()[::-1, ::-1])
+
+
+ODD_FILES = """
+import io, random, sys
+import numpy as np
+from PIL import Image
+from captioner.data.images import read_image
+from captioner.errors import ImageError
+picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8))
+draw = random.Random(1)
+for kind, options in (("TIFF", {"compression": "tiff_lzw"}), ("JPEG", {"exif": Image.Exif()}), ("PNG", {})):
+    if "exif" in options:
+        options["exif"][0x10f] = "camera"
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    for _ in range(200):
+        content = bytearray(file.getvalue())
+        for _ in range(3):
+            content[draw.randrange(300)] ^= 1 << draw.randrange(8)
+        try:
+            read_image(bytes(content), size=(32, 32))
+        except ImageError:
+            print("refused")
+"""
+
+
+def test_libraries_do_not_speak_for_themselves() -> None:
+    done = subprocess.run([sys.executable, "-c", ODD_FILES], capture_output=True, text=True, check=True)
+    assert "refused" in done.stdout
+    assert done.stderr == ""
