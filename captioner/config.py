@@ -30,6 +30,7 @@ class DataConfig:
     min_count: int = 2  # times a word must occur in the training captions to be learned
     max_size: int = 10000  # words at most, the special ones included; 0: no limit
     max_words: int = 30  # longer training captions are cut after this many words
+    words: tuple[str, ...] = ()  # with `start`: taken in, however often they occur
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,7 @@ class PhaseConfig:
     weight_decay: float = 0.0  # for optimizers that know it
     clip_norm: float = 5.0  # gradients longer than this are scaled back; 0: off
     label_smoothing: float = 0.1  # probability spread evenly over all words
+    closeness: float = 0.0  # weight of staying close to the start on captions of its own; 0: off
     coverage: float = 0.0  # weight of the doubly stochastic attention term (Xu et al. 2015)
     ema_decay: float = 0.0  # per step, of the averaged weights that are evaluated and kept; 0: off
     use_dropout: bool = True  # decoder dropout on in this phase
@@ -123,6 +125,7 @@ class Config:
 
     recipe: str = ""  # name of the one it began with; for people
     seed: int = 0  # of every random choice
+    start: str = ""  # run folder whose networks and words training begins with; empty: none
     data: DataConfig = DataConfig()
     encoder: EncoderConfig = EncoderConfig()
     decoder: DecoderConfig = DecoderConfig()
@@ -146,7 +149,7 @@ class Config:
         return config
 
     def __str__(self) -> str:
-        lines = [f"recipe = {_toml(self.recipe)}", f"seed = {self.seed}"]
+        lines = [f"{name} = {_toml(getattr(self, name))}" for name in ("recipe", "seed", "start")]
         for name in ("data", "encoder", "decoder", "decode", "train"):
             lines += ["", f"[{name}]", *_toml_lines(getattr(self, name))]
         for name, phase in self.phases.items():

@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Sequence
 
 from captioner.cli import (
+    adapt,
     caption,
     completion,
     data,
@@ -19,6 +20,7 @@ from captioner.cli import (
     export,
     features,
     info,
+    review,
     sample,
     score,
     serve,
@@ -33,6 +35,8 @@ COMMANDS: dict[str, Command] = {  # in the order of `captioner --help`
     "train": train,
     "evaluate": evaluate,
     "score": score,
+    "adapt": adapt,
+    "review": review,
     "data": data,
     "sample": sample,
     "features": features,

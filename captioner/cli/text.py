@@ -53,6 +53,8 @@ def info_lines(run: Run) -> Iterator[str]:
         yield f"  splits       drawn from the seed: {', '.join(sizes)}"
     if facts["data"]:
         yield f"  data         {_data_line(facts['data'])}"
+    if facts["start"]:
+        yield f"  start        {' from '.join(_descent(facts['start']))}"
     if config.recipe:
         yield f"  recipe       {config.recipe}"
     yield f"  phases       {', '.join(f'{name} ({p.objective})' for name, p in config.phases.items())}"
@@ -63,6 +65,19 @@ def info_lines(run: Run) -> Iterator[str]:
     yield f"  size         {facts['bytes'] / 1e6:.1f} MB in {len(facts['files'])} files"
     for entry in history:
         yield f"  {epoch_name(entry):20} {_losses(entry)}{scores_line(entry)}"
+
+
+def _descent(start: Mapping[str, Any] | None) -> Iterator[str]:
+    """The runs that a training came from, the nearest first.
+
+    >>> start = {"run": "flickr8k", "epoch": "reward 4", "words": 9, "new_words": ["rex"], "start": None}
+    >>> list(_descent(start))
+    ['flickr8k (reward 4, 9 words, 1 more since)']
+    """
+    while start:
+        words = f"{start['words']:,} words, {len(start['new_words']):,} more since"
+        yield f"{start['run']} ({start['epoch']}, {words})"
+        start = start["start"]
 
 
 def epoch_name(entry: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ In: the parsed arguments. Out: the run folder; the scores of its best epoch on s
 
 from __future__ import annotations
 
+import json
 import sys
 from argparse import Namespace
 from typing import Any
@@ -31,6 +32,7 @@ def add_arguments(add: Any) -> None:
         help="name of a recipe, or a .toml file; not needed with --resume",
     )
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
+    add("--from", dest="start", metavar="RUN", help="begin with another run's networks and words")
     add("--run", metavar="DIR", help="folder for all the training leaves behind (a new runs/DATA-RECIPE)")
     add("--resume", action="store_true", help="go on where a stopped training in DIR was")
     add(
@@ -93,7 +95,8 @@ def _training_config(arguments: Namespace) -> Any:
     from captioner.config import load_config
 
     if arguments.recipe:
-        return load_config(arguments.recipe, arguments.set)
+        start = [f"start={json.dumps(arguments.start)}"] if arguments.start else []
+        return load_config(arguments.recipe, [*start, *arguments.set])
     if not arguments.resume:
         from captioner.config import recipes
 

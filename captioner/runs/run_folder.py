@@ -9,6 +9,7 @@
     log.txt, loss.png    what training said, and its curves
     latest/              what `--resume` goes on from (see latest.py)
     best/                decoder and encoder of the best epoch, and which epoch that is (see best.py)
+    start/               the same of the run that training began with, grown by new words, if it did
 
 Nothing in it points outside, so a run can be moved and given away. No file is pickled or runs code. Each file
 is written beside its place and renamed, and checked against its digest when opened.
@@ -22,6 +23,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from captioner.config import Config
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
@@ -32,8 +35,9 @@ from captioner.version import __version__
 
 FORMAT = 1
 CONFIG, VOCABULARY, ENCODER, SPLITS = "config.json", "vocabulary.txt", "encoder.json", "splits.json"
-DATA, HISTORY, LATEST, BEST = "data.json", "history.jsonl", "latest", "best"
-RUN_FILES = (VOCABULARY, ENCODER, SPLITS, DATA, HISTORY, LATEST, BEST, "log.txt", "loss.png")  # beside CONFIG
+DATA, HISTORY, LATEST, BEST, START = "data.json", "history.jsonl", "latest", "best", "start"
+# Beside CONFIG:
+RUN_FILES = (VOCABULARY, ENCODER, SPLITS, DATA, HISTORY, LATEST, BEST, START, "log.txt", "loss.png")
 
 
 class Run:
@@ -128,7 +132,7 @@ class Run:
             RunError: another process is training in it.
         """
         with lock(self.folder):
-            for folder in (self.folder, self.folder / BEST):
+            for folder in (self.folder, self.folder / BEST, self.folder / START):
                 remove_leftovers(folder)
             yield
 
@@ -138,7 +142,7 @@ class Run:
         Raises:
             ConfigError: a part differs that the run's weights or words depend on.
         """
-        for section in ("seed", "data", "encoder", "decoder"):
+        for section in ("seed", "start", "data", "encoder", "decoder"):
             old, new = getattr(self.config, section), getattr(config, section)
             if old != new:
                 raise ConfigError(
@@ -190,12 +194,7 @@ class Run:
             info: epoch, phase, scores, …
             half: float16 instead of float32.
         """
-        networks = {"decoder": decoder, "encoder": encoder}
-        arrays = {
-            f"{part}/{name}": array
-            for part, network in networks.items()
-            for name, array in network.weights_dict().items()
-        }
+        arrays = _arrays(decoder.weights_dict(), encoder.weights_dict())
         save_best(self.folder / BEST, arrays, {**info, "fits": self._fits()}, half=half)
 
     def load_best(self) -> tuple[Any, Any]:
@@ -209,6 +208,68 @@ class Run:
             raise RunError(f"{self.folder}: no finished epoch yet; go on with `captioner train … --resume`")
         arrays, best = found
         self._fitting(best)
+        return self._rebuilt(arrays)
+
+    # The run that training began with.
+
+    @property
+    def start(self) -> dict[str, Any] | None:
+        """What `save_start` was told of it; None where training began with no other run."""
+        info = read_info(self.folder / START)
+        return self._fitting(info) if info else None
+
+    def save_start(
+        self, decoder: Mapping[str, np.ndarray], encoder: Mapping[str, np.ndarray], info: Mapping[str, Any]
+    ) -> None:
+        """Keeps the arrays that training begins with, and what is known of the run that they come from."""
+        save_best(self.folder / START, _arrays(decoder, encoder), {**info, "fits": self._fits()})
+
+    def load_start(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]] | None:
+        """The arrays of decoder and encoder that `save_start` kept, and its `info`; None where it did not."""
+        found = read_best(self.folder / START)
+        if found is None:
+            return None
+        arrays, info = found
+        return select_prefix(arrays, "decoder/"), select_prefix(arrays, "encoder/"), self._fitting(info)
+
+    def load_start_networks(self) -> tuple[Any, Any]:
+        """The decoder, grown by new words, and the encoder that training began with.
+
+        Raises:
+            RunError: it began with no other run; a file is damaged.
+        """
+        found = read_best(self.folder / START)
+        if found is None:
+            raise RunError(f"{self.folder}: training did not begin with another run, or has not begun")
+        return self._rebuilt(found[0])
+
+    def info(self) -> dict[str, Any]:
+        """What `captioner info` shows; plain values."""
+        history = self.history()
+        sizes = {
+            path.relative_to(self.folder).as_posix(): path.stat().st_size
+            for path in sorted(self.folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        }
+        return {
+            "folder": str(self.folder),
+            "version": self._version(),
+            "encoder": self.encoder_info,
+            "words": len(self.vocabulary),
+            "start": self.start,
+            "data": next(iter(read_json_lines(self.folder / DATA)), None),
+            "splits": {name: len(ids) for name, ids in (self.seeded_splits or {}).items()},
+            "epochs": len(history),
+            "last": history[-1] if history else None,
+            "best": self.best,
+            "checkpoints": [name.removesuffix(".index") for name in sizes if name.endswith(".index")],
+            "files": sizes,
+            "bytes": sum(sizes.values()),
+            "config": self.config.to_dict(),
+        }
+
+    def _rebuilt(self, arrays: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
+        """Decoder and encoder with these weights."""
         # Here, not above: a look into a run (`captioner info`) should not wait for TensorFlow.
         from captioner.models.decoder import CaptionDecoder
         from captioner.models.encoder import load_encoder
@@ -229,30 +290,6 @@ class Run:
         )
         decoder.load_weights_dict(select_prefix(arrays, "decoder/"))
         return decoder, encoder
-
-    def info(self) -> dict[str, Any]:
-        """What `captioner info` shows; plain values."""
-        history = self.history()
-        sizes = {
-            path.relative_to(self.folder).as_posix(): path.stat().st_size
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file() and not path.name.startswith(".")
-        }
-        return {
-            "folder": str(self.folder),
-            "version": self._version(),
-            "encoder": self.encoder_info,
-            "words": len(self.vocabulary),
-            "data": next(iter(read_json_lines(self.folder / DATA)), None),
-            "splits": {name: len(ids) for name, ids in (self.seeded_splits or {}).items()},
-            "epochs": len(history),
-            "last": history[-1] if history else None,
-            "best": self.best,
-            "checkpoints": [name.removesuffix(".index") for name in sizes if name.endswith(".index")],
-            "files": sizes,
-            "bytes": sum(sizes.values()),
-            "config": self.config.to_dict(),
-        }
 
     def _fits(self) -> dict[str, str]:
         return {VOCABULARY: self.vocabulary.digest, "encoder": self.encoder_info["name"]}
@@ -278,6 +315,12 @@ class Run:
 
     def _version(self) -> str:
         return str(_read_config(self.folder)["captioner"])
+
+
+def _arrays(decoder: Mapping[str, np.ndarray], encoder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {f"decoder/{name}": array for name, array in decoder.items()} | {
+        f"encoder/{name}": array for name, array in encoder.items()
+    }
 
 
 def _describe(encoder: Any) -> dict[str, Any]:

@@ -64,6 +64,21 @@ def reward_loss(packed: Packed, words: Tensor) -> Tensor:
     return tf.reduce_sum(nats * packed.weights) / words
 
 
+def divergence(then: Tensor, now: Tensor) -> Tensor:
+    """How far probabilities have moved, in nats: the Kullback-Leibler divergence of the later ones.
+
+    Args:
+        then: (M, V) logits, to be kept to.
+        now: (M, V + n) logits of the same words and n new ones: what goes to these is lost to the others.
+
+    Returns:
+        (M,), differentiable by `now`.
+    """
+    before = tf.stop_gradient(tf.nn.log_softmax(then))
+    after = tf.nn.log_softmax(now)[:, : tf.shape(then)[1]]
+    return tf.reduce_sum(tf.exp(before) * (before - after), -1)
+
+
 def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """Cross entropy against (1 - e) on the word and e spread evenly over the vocabulary.
 

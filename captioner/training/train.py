@@ -14,9 +14,9 @@ import importlib.util
 import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage, Split, load_splits
 from captioner.data.statistics import facts, training_warnings
 from captioner.data.vocabulary import END, Vocabulary
-from captioner.errors import DataError, MissingExtra
+from captioner.errors import ConfigError, DataError, MissingExtra
 from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
@@ -34,12 +34,19 @@ from captioner.runs.run_folder import DATA, Run
 from captioner.system import console
 from captioner.system.files import atomic_write, json_text
 from captioner.system.hardware import precision
+from captioner.training.adapt import AdaptStep, StartCaptions
 from captioner.training.checkpoints import CheckpointManager
-from captioner.training.input_pipeline import PixelSource, TokenizedCaptions, TrainingBatches, shrink_batch
+from captioner.training.input_pipeline import (
+    PixelSource,
+    TokenizedCaptions,
+    TrainingBatches,
+    shrink_batch,
+)
 from captioner.training.losses import OBJECTIVES, load_loss
 from captioner.training.optimizers import TrainOptimizer, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
+from captioner.training.start import Start, config_from, first_rows, grow_vocabulary, grown_start
 from captioner.training.time_budget import within
 from captioner.training.train_loop import DevSet, PhaseTrainer, State
 from captioner.training.train_step import (
@@ -64,6 +71,7 @@ def train(
     minutes: float = 0,
     quiet: bool = False,
     kind: Callable[..., Training] | None = None,
+    splits: Mapping[str, Split] | None = None,
 ) -> Run:
     """Train a captioner.
 
@@ -75,6 +83,8 @@ def train(
         minutes: there are for all of it: epochs are left out where they are too few. 0: as many as it takes.
         quiet: no bars, no narration.
         kind: what makes the `Training`, where it is a special one.
+        splits: "train" and "dev", where they are not those that `data` has; "uncorrected" may hold pictures
+            whose captions nobody has looked at: with `closeness` they hold the model to what it says of them.
 
     Returns:
         the finished run; `Captioner.load(folder)` captions with its best weights.
@@ -86,12 +96,15 @@ def train(
     use_cores_side_by_side()
     _check_names(config)
     run = Run.open(folder) if resume else None
-    splits = _load_splits(config, data, run)
+    start = Run.open(config.start) if config.start and not (run and run.start) else None
+    if start and not run:
+        config = config_from(config, start.config)
+    splits = splits or _load_splits(config, data, run)
     warnings = training_warnings(splits["train"].records, splits["dev"].records, config.data)
-    encoder = _load_encoder(config)
+    encoder = _load_encoder(config, start, run)
     for phase in config.phases.values():
         encoder_variables(phase, encoder)  # the layer it names must be there
-    run = run or _create_run(config, data, folder, splits, encoder)
+    run = run or _create_run(config, data, folder, splits, encoder, start)
     with run.training(), console.recording(run.folder / "log.txt"):
         if run.config != config:
             run.replace_config(config)
@@ -119,27 +132,46 @@ class Training:
         quiet: no bars, no narration.
     """
 
-    def __init__(self, run: Run, splits: dict[str, Split], encoder: Encoder, *, quiet: bool) -> None:
+    def __init__(self, run: Run, splits: Mapping[str, Split], encoder: Encoder, *, quiet: bool) -> None:
         self.run, self.quiet = run, quiet
         self.records = {name: list(split.records) for name, split in splits.items()}
         limit = self.config.train.dev_pictures
         self.records["dev"] = self.records["dev"][: limit or None]
         self.encoder = encoder
-        self.decoder = CaptionDecoder(
-            self.config.decoder,
-            vocabulary_size=len(run.vocabulary),
-            channels=self.encoder.channels,
-            seed=self.config.seed,
-            precision=precision(self.config.train.precision),
-        )
-        self.decoder.init_output_bias(_word_counts(_words(splits["train"]), run.vocabulary))
-        self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
         self.extracted: dict[Any, FeatureStore] = {}
+        self.decoder = self._new_decoder(len(run.vocabulary))
+        if self.config.start:
+            self.start = self._load_start()
+            self.decoder.load_weights_dict(self.start.decoder)
+        else:
+            self.decoder.init_output_bias(_word_counts(_words(splits["train"]), run.vocabulary))
+        self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
 
     @property
     def config(self) -> Config:
         """That of the run."""
         return self.run.config
+
+    def _new_decoder(self, words: int) -> CaptionDecoder:
+        return CaptionDecoder(
+            self.config.decoder,
+            vocabulary_size=words,
+            channels=self.encoder.channels,
+            seed=self.config.seed,
+            precision=precision(self.config.train.precision),
+        )
+
+    def _load_start(self) -> Start:
+        """The networks that training begins with; taken into the run folder, which then needs no other."""
+        kept = self.run.load_start()
+        if kept is None:
+            source = self._store("train")
+            captions = self._table("train", source)
+            start = grown_start(Run.open(self.config.start), self.run.vocabulary, captions, source)
+            self.run.save_start(start.decoder, self.encoder.weights_dict(), start.info)
+            return start
+        decoder, _, info = kept
+        return Start(decoder, info)
 
     def fit_to_budget(self, seconds: float, *, since: float) -> None:
         """Leave out the epochs for which there is no time, told by a few steps of each phase.
@@ -197,6 +229,8 @@ class Training:
     def begin(self, loop: PhaseTrainer) -> None:
         """Goes back to where the phase was stopped, if it was."""
         if loop.latest.restore() is None:
+            if self.config.start and self.run.best is None:
+                loop.keep_start()
             loop.state.best.assign((self.run.best or {}).get("selected", float("-inf")))
             loop.latest.save()
 
@@ -223,17 +257,34 @@ class Training:
             name,
             batches,
             DevSet(judged, references, self.captioner),
-            TrainStep(self.config, phase, self.decoder, self.encoder, updater),
+            self._train_step(phase, updater, sources["train"], seed),
             latest,
             state,
             CaptionReward(tables["train"].captions) if phase.objective == "reward" else None,
             self.quiet,
         )
 
+    def _train_step(
+        self, phase: PhaseConfig, updater: TrainOptimizer, source: FeatureStore, seed: int
+    ) -> TrainStep:
+        if not phase.closeness:
+            return TrainStep(self.config, phase, self.decoder, self.encoder, updater)
+        words = self.start.words
+        decoder = self._new_decoder(words)
+        decoder.load_weights_dict(first_rows(self.start.decoder, words))
+        vocabulary = Vocabulary(self.run.vocabulary.words[:words])
+        captioner = Captioner(self.encoder, decoder, vocabulary, self.config.decode)
+        records = [*self.records.get("uncorrected", ()), *self.records["train"]]
+        records = [record for record in records if record.id in source]
+        captions = StartCaptions(captioner, source, records, self.run.vocabulary, seed)
+        return AdaptStep(
+            self.config, phase, self.decoder, self.encoder, updater, start=decoder, captions=captions
+        )
+
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:
         """Features of frozen encoders come from the cache, everything else from the pictures."""
         if "encoder" not in phase.trains and not phase.augment:
-            store = self._store("train", "dev")
+            store = self._store(*self.records)
             return {"train": store, "dev": store}
         everyone = self.records["train"] + self.records["dev"]
         source = PixelSource(everyone, self.encoder.size, quiet=self.quiet)
@@ -284,18 +335,39 @@ def _load_splits(config: Config, data: str | Path, run: Run | None) -> dict[str,
 
 
 def _create_run(
-    config: Config, data: str | Path, folder: str | Path, splits: dict[str, Split], encoder: Encoder
+    config: Config,
+    data: str | Path,
+    folder: str | Path,
+    splits: Mapping[str, Split],
+    encoder: Encoder,
+    start: Run | None,
 ) -> Run:
-    vocabulary = Vocabulary.build(
-        _words(splits["train"]), min_count=config.data.min_count, max_size=config.data.max_size
-    )
+    captions = _words(splits["train"])
+    sizes: dict[str, Any] = {"min_count": config.data.min_count, "max_size": config.data.max_size}
+    if start:
+        vocabulary = grow_vocabulary(start.vocabulary, captions, named=config.data.words, **sizes)
+    else:
+        vocabulary = Vocabulary.build(captions, **sizes)
     run = Run.create(folder, config, vocabulary, encoder, splits["train"].made)
     atomic_write(run.folder / DATA, json_text(facts(data, splits)) + "\n")
     return run
 
 
-def _load_encoder(config: Config) -> Encoder:
+def _load_encoder(config: Config, start: Run | None, run: Run | None) -> Encoder:
+    """That of the start, if there is one: from there, or from the run that has taken it over."""
     wanted = config.encoder
+    if start:
+        return cast(Encoder, start.load_best()[1])
+    kept = run.load_start() if run else None
+    if run and kept:
+        size = run.encoder_info["size"][0]
+        return load_encoder(
+            wanted.name,
+            weights=kept[1],
+            size=size,
+            flip_augmented=wanted.flip_augmented,
+            architecture=run.encoder_info.get("architecture"),
+        )
     return load_encoder(
         wanted.name,
         weights=wanted.weights,
@@ -319,14 +391,21 @@ def _word_counts(captions: list[tuple[str, ...]], vocabulary: Vocabulary) -> np.
 
 
 def _check_names(config: Config) -> None:
-    """Unknown names are said before anything is read or written."""
+    """Unknown names, and what cannot go together, are said before anything is read or written."""
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtra("tensorboard", "train.tensorboard")
     if config.decoder.regularizer:
         load_regularizer(config.decoder.regularizer, config.decoder.regularizer_strength)
-    for phase in config.phases.values():
+    for name, phase in config.phases.items():
         if phase.objective not in OBJECTIVES:
             load_loss(phase.objective)
+        if phase.closeness and (
+            not config.start or phase.augment or "encoder" in phase.trains or phase.objective == "reward"
+        ):
+            raise ConfigError(
+                f"phases.{name}.closeness = {phase.closeness}: expected 0, except in a phase of cross "
+                "entropy that trains the decoder alone, without augment, and begins with a run (--from)"
+            )
         load_optimizer(phase, phase.learning_rate)
 
 

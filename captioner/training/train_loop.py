@@ -21,7 +21,7 @@ from captioner.errors import CaptionerError, DataError
 from captioner.evaluation.scoring import score_captions
 from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import Failure
-from captioner.runs.run_folder import Run
+from captioner.runs.run_folder import START, Run
 from captioner.system import console
 from captioner.training.checkpoints import CheckpointManager
 from captioner.training.input_pipeline import PixelSource, TrainingBatches
@@ -182,15 +182,12 @@ class PhaseTrainer:
         updater = self.steps.updater
         if updater.averages:
             updater.swap_ema_weights()
-        dev = self.dev.figures(self.steps)
         found: dict[str, Any] = {
             "phase": self.name,
             "epoch": epoch + 1,
             "train_loss": _mean(sums.cross_entropy_sum, sums.words),
-            "dev_loss": _mean(dev.cross_entropy_sum, dev.words),
             "train_accuracy": _mean(sums.correct, sums.words),
-            "dev_accuracy": _mean(dev.correct, dev.words),
-            **self.dev.scores(),
+            **self._dev_scores(),
             "reward": _mean(sums.reward, sums.samples),
             "learning_rate": updater.learning_rate(),
             "captions_per_second": _mean(sums.captions, seconds),
@@ -198,8 +195,7 @@ class PhaseTrainer:
             "unreadable": len(unreadable(self.batches.source, self.dev.batches.source)),
         }
         entry = {key: value for key, value in found.items() if value is not None}
-        select = self.run.config.train.select
-        selected = -entry["dev_loss"] if select == "loss" else entry[select]
+        selected = self._selected(entry)
         self.run.append_history(entry)
         if self.run.config.train.tensorboard:
             _summarise(entry, str(self.run.folder / "tensorboard" / self.name))
@@ -211,6 +207,27 @@ class PhaseTrainer:
         if updater.averages:
             updater.swap_ema_weights()
         console.info(epoch_line(entry, better), quiet=self.quiet)
+
+    def keep_start(self) -> None:
+        """Scores the weights as they are and keeps them as the best so far: what training has to better."""
+        entry = {"phase": START, "epoch": 0, **self._dev_scores()}
+        self.run.append_history(entry)
+        selected = self._selected(entry)
+        self.run.save_best(self.steps.decoder, self.steps.encoder, {**entry, "selected": selected})
+        console.info(epoch_line(entry, False), quiet=self.quiet)
+
+    def _dev_scores(self) -> dict[str, Any]:
+        dev = self.dev.figures(self.steps)
+        means = {
+            "dev_loss": _mean(dev.cross_entropy_sum, dev.words),
+            "dev_accuracy": _mean(dev.correct, dev.words),
+        }
+        return {**means, **self.dev.scores()}
+
+    def _selected(self, entry: Mapping[str, Any]) -> float:
+        """What the best epoch has most of."""
+        select = self.run.config.train.select
+        return float(-entry["dev_loss"] if select == "loss" else entry[select])
 
 
 class _Encoding:
@@ -249,10 +266,11 @@ def epoch_line(entry: Mapping[str, Any], better: bool) -> str:
         f"dev loss {entry['dev_loss']:.3f} nats per word",
         f"BLEU-4 {entry['bleu4']:.1f}",
         f"CIDEr {entry['cider']:.1f}",
-        f"{entry['captions_per_second']:.0f} captions/s",
-        f"{console.duration(entry['seconds'])}{' (best so far)' if better else ''}",
     ]
-    return f"{entry['phase']} epoch {entry['epoch']}: {', '.join(parts)}"
+    if "seconds" in entry:
+        parts += [f"{entry['captions_per_second']:.0f} captions/s", console.duration(entry["seconds"])]
+    name = f"{entry['phase']} epoch {entry['epoch']}" if entry["epoch"] else "before"
+    return f"{name}: {', '.join(parts)}{' (best so far)' if better else ''}"
 
 
 def _summarise(entry: Mapping[str, Any], folder: str) -> None:

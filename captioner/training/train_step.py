@@ -77,7 +77,7 @@ class TrainStep:
         """One step of cross entropy (or a loss of one's own)."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        return _figures(self._run(self._train_graph, (inputs, words_in, words_out, weights), seed), weights)
+        return stats_of(self._run(self._train_graph, (inputs, words_in, words_out, weights), seed), weights)
 
     def self_critical_step(
         self, batch: Any, step: int, pictures: np.ndarray, reward: CaptionReward
@@ -99,7 +99,7 @@ class TrainStep:
     def evaluate(self, batch: Any) -> StepStats:
         """Teacher-forced figures without any change."""
         (inputs, words_in), words_out, weights = batch
-        return _figures(self._run(self._evaluate_graph, (inputs, words_in, words_out, weights)), weights)
+        return stats_of(self._run(self._evaluate_graph, (inputs, words_in, words_out, weights)), weights)
 
     # Graphs.
 
@@ -149,7 +149,7 @@ class TrainStep:
             words = self._everywhere(tf.add_n([loss.words for loss in losses]))
             total = tf.add_n([loss.objective * loss.words for loss in losses])
             objective = tf.math.divide_no_nan(total, words) + self._penalty()
-        return self._follow(tape.gradient(objective, variables), _sums(losses))
+        return self._follow(tape.gradient(objective, variables), sums_of(losses))
 
     def _micro_batch_loss(self, part: Any, seed: Tensor) -> Any:
         """The loss of a part of the batch."""
@@ -206,7 +206,7 @@ class TrainStep:
                 count = self._everywhere(tf.add_n([loss.words for loss in losses]))
                 both = tf.add_n([loss.objective * loss.words for loss in losses])
                 objective += mixed * tf.math.divide_no_nan(both, count)
-        sums = _sums(losses) if mixed else (tf.constant(0.0),) * 3
+        sums = sums_of(losses) if mixed else (tf.constant(0.0),) * 3
         return self._follow(tape.gradient(objective, variables), sums)
 
     def _evaluate_graph(self, micro_batches: int, batch: tuple[Tensor, ...]) -> Any:
@@ -214,7 +214,7 @@ class TrainStep:
         for inputs, words_in, words_out, weights in split_micro_batches(micro_batches, batch):
             packed = self.decoder.packed_forward((self._cells(inputs, None), words_in), words_out, weights)
             losses.append(caption_loss(packed, _plain(self.phase)))
-        return _sums(losses)
+        return sums_of(losses)
 
     def _cells(self, inputs: Tensor, seed: Tensor | None) -> Tensor:
         """(B, P, C) float32 of a batch of features, or of pixels that the encoder looks at."""
@@ -297,14 +297,14 @@ def encoder_variables(phase: PhaseConfig, encoder: Encoder) -> list[Any]:
     return [v for layer in layers[start:] for v in layer.trainable_variables]
 
 
-def _sums(losses: list[Any]) -> tuple[Tensor, ...]:
+def sums_of(losses: list[Any]) -> tuple[Tensor, ...]:
     return tuple(
         tf.add_n([getattr(loss, name) for loss in losses])
         for name in ("cross_entropy_sum", "correct", "words")
     )
 
 
-def _figures(sums: Any, weights: Any) -> StepStats:
+def stats_of(sums: Any, weights: Any) -> StepStats:
     nats, correct, words = map(float, sums)
     return StepStats(nats, correct, words, captions=float(np.count_nonzero(np.asarray(weights)[:, :, 0])))
 

@@ -1,0 +1,159 @@
+"""Learning from corrections without forgetting: the run that one starts from stays at hand as a measure.
+
+In: the start's networks, pictures and what the start itself writes of them. Out: steps that follow the
+corrections and hold the words' probabilities on those captions close to what they were (Li and Hoiem 2017,
+"Learning without forgetting").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from captioner.config import Config, PhaseConfig
+from captioner.data.datasets import CaptionedImage
+from captioner.data.vocabulary import Vocabulary, words_of
+from captioner.inference.captioner import Captioner
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import Encoder
+from captioner.models.layers.attention_gru import Tensor
+from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
+from captioner.training.losses import divergence
+from captioner.training.optimizers import TrainOptimizer
+from captioner.training.train_step import StepStats, TrainStep, split_micro_batches, stats_of, sums_of
+
+SAMPLES = 2  # captions of the start's a picture
+DRAWN = 6  # of which those are kept that are most like what people said
+
+
+class StartCaptions:
+    """What the start writes of pictures, drawn at random as it finds it likely; batches of it by step.
+
+    Where people have captioned a picture, those of the start's captions that have most words in common with
+    theirs are kept to: what it says rightly is held, what was corrected is let go.
+
+    Args:
+        captioner: with the start's networks and words.
+        source: features of the pictures.
+        records: the pictures, with what people said of them or without captions.
+        vocabulary: of the training; the start's words come first in it.
+        seed: of the captions, and of which pictures are in which batch.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        source: FeatureSource,
+        records: Sequence[CaptionedImage],
+        vocabulary: Vocabulary,
+        seed: int,
+    ) -> None:
+        self.source, self.seed = source, seed
+        ids = [record.id for record in records]
+        drawn = captioner.caption_features(source, ids, temperature=1.0, n_best=DRAWN, seed=seed)
+        kept = []
+        for record, caption in zip(records, drawn, strict=True):
+            texts = [caption.text, *(other.text for other in caption.alternatives)]
+            kept.append(CaptionedImage(record.id, record.path, most_alike(texts, record.captions)))
+        self.captions = TokenizedCaptions(kept, vocabulary, max_words=captioner.decode.max_words)
+
+    def batch(self, step: int, pictures: int) -> tuple[np.ndarray, ...]:
+        """Features (B, P, C), words_in, words_out, weights (B, R, T): a function of (seed, step)."""
+        rng = np.random.default_rng([self.seed, step])
+        count = len(self.captions.ids)
+        chosen = rng.permutation(count)[: min(pictures, count)]
+        chosen = chosen[np.argsort(-self.captions.longest[chosen], kind="stable")]
+        captions = [range(len(self.captions.captions[picture])) for picture in chosen]
+        features = self.source.read([self.captions.ids[picture] for picture in chosen])
+        return features, *self.captions.pad_batch(chosen, captions)
+
+
+class AdaptStep(TrainStep):
+    """Steps of cross entropy that stay close to the start.
+
+    Args:
+        config: as `TrainStep`.
+        phase: its `closeness` weighs how far the probabilities have moved, in nats a word.
+        decoder: in training.
+        encoder: frozen.
+        updater: of the decoder's variables.
+        start: the start's decoder, of the first of the words.
+        captions: what the start writes.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        phase: PhaseConfig,
+        decoder: CaptionDecoder,
+        encoder: Encoder,
+        updater: TrainOptimizer,
+        *,
+        start: CaptionDecoder,
+        captions: StartCaptions,
+    ) -> None:
+        super().__init__(config, phase, decoder, encoder, updater)
+        self.start, self.captions = start, captions
+
+    def train(self, batch: Any, step: int) -> StepStats:
+        """One step."""
+        (inputs, words_in), words_out, weights = batch
+        seed = tf.constant([self.config.seed, step], tf.int32)
+        kept = self.captions.batch(step, inputs.shape[0])
+        found = self._run(self._adapt_graph, (inputs, words_in, words_out, weights), kept, seed)
+        return stats_of(found, weights)
+
+    def _adapt_graph(
+        self, micro_batches: int, batch: tuple[Tensor, ...], kept: tuple[Tensor, ...], seed: Tensor
+    ) -> Any:
+        variables = [v.value for v in self.updater.variables_trained]
+        with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.casted_weights.shared():
+            tape.watch(variables)
+            parts = zip(
+                split_micro_batches(micro_batches, batch),
+                split_micro_batches(micro_batches, kept),
+                strict=True,
+            )
+            losses, distances, words = [], [], []
+            for number, (part, own) in enumerate(parts):
+                place = seed + [0, self._place(number) * 104_729]
+                losses.append(self._micro_batch_loss(part, place))
+                moved, count = self._moved(own, self._dropout_seed(place))
+                distances.append(moved)
+                words.append(count)
+            total = tf.add_n([loss.objective * loss.words for loss in losses])
+            objective = tf.math.divide_no_nan(total, tf.add_n([loss.words for loss in losses]))
+            moved = tf.math.divide_no_nan(tf.add_n(distances), tf.add_n(words))
+            objective += self.phase.closeness * moved + self._penalty()
+        return self._follow(tape.gradient(objective, variables), sums_of(losses))
+
+    def _moved(self, captions: Any, dropout_seed: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How far the probabilities have moved on the start's captions: the sum over words; the words."""
+        features, words_in, words_out, weights = captions
+        cells = tf.ensure_shape(
+            tf.cast(features, tf.float32), [None, self.encoder.num_cells, self.encoder.channels]
+        )
+        inputs = (cells, words_in)
+        now = self.decoder.packed_forward(inputs, words_out, weights, dropout_seed)
+        then = self.start.packed_forward(inputs, words_out, weights)
+        moved = divergence(then.logits, now.logits)
+        real = tf.cast(now.weights != 0, tf.float32)
+        return tf.reduce_sum(moved * real), tf.reduce_sum(real)
+
+
+def most_alike(captions: Sequence[str], references: Sequence[str], count: int = SAMPLES) -> tuple[str, ...]:
+    """The captions that have most words in common with the references (F1); the first where there are none.
+
+    >>> most_alike(["a cat", "a dog runs", "dogs"], ["the dog runs"], 1)
+    ('a dog runs',)
+    """
+    said = [set(words_of(reference)) for reference in references]
+
+    def alike(caption: str) -> float:
+        words = set(words_of(caption))
+        return sum(2 * len(words & other) / max(1, len(words) + len(other)) for other in said)
+
+    return tuple(sorted(captions, key=alike, reverse=True)[:count])

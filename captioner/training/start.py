@@ -1,0 +1,181 @@
+"""What a training takes over from a finished run: its networks, its words, and a beginning for new words.
+
+In: the run to begin with, captions. Out: a vocabulary that has the run's words in their places and new ones
+behind them, and the decoder's weights with a row for each of these. A new word begins as what the run would
+have said in its place: where people write "giraffe" it says "dog" or "brown", and of their rows that of
+"giraffe" is the mean.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from captioner.config import Config
+from captioner.data.vocabulary import SPECIAL_WORDS, UNK, Vocabulary, words_of
+from captioner.errors import ConfigError
+from captioner.models.decoder import CaptionDecoder
+from captioner.runs.run_folder import Run
+from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
+
+PICTURES_AT_A_TIME = 16
+
+
+class Start(NamedTuple):
+    """Where a training begins.
+
+    Attributes:
+        decoder: its weights by name, grown by the new words.
+        info: of the run that they come from: run, epoch, words, new_words, start (that run's own).
+    """
+
+    decoder: dict[str, np.ndarray]
+    info: dict[str, Any]
+
+    @property
+    def words(self) -> int:
+        """How many of the words are that run's; they come first."""
+        return int(self.info["words"])
+
+
+def grown_start(
+    run: Run, vocabulary: Vocabulary, captions: TokenizedCaptions, source: FeatureSource
+) -> Start:
+    """What a run hands on to a training.
+
+    Args:
+        run: to begin with.
+        vocabulary: its words and new ones behind them.
+        captions: of the training.
+        source: features of their pictures, by the run's encoder.
+
+    Raises:
+        ConfigError: the vocabulary does not begin with the run's words.
+    """
+    words, best = run.vocabulary.words, run.best or {}
+    if vocabulary.words[: len(words)] != words:
+        raise ConfigError(f"start: {run.folder} has other words than when the training began; begin anew")
+    decoder, _ = run.load_best()
+    shares = word_shares(decoder, captions, source, len(vocabulary) - len(words))
+    info = {
+        "run": run.folder.resolve().name,
+        "epoch": f"{best.get('phase', '')} {best.get('epoch', '')}".strip(),
+        "words": len(words),
+        "new_words": list(vocabulary.words[len(words) :]),
+        "start": run.start,
+    }
+    return Start(grow_rows(decoder.weights_dict(), shares), info)
+
+
+def config_from(config: Config, start: Config) -> Config:
+    """The configuration with the networks of the run that training begins with.
+
+    Its encoder, decoder and way of searching are kept; how, how long and on what data is trained is not.
+    """
+    return dataclasses.replace(config, encoder=start.encoder, decoder=start.decoder, decode=start.decode)
+
+
+def grow_vocabulary(
+    old: Vocabulary,
+    captions: Iterable[Sequence[str]],
+    *,
+    min_count: int,
+    named: Iterable[str] = (),
+    max_size: int = 0,
+) -> Vocabulary:
+    """The words of a run and, behind them, those of other captions, the most frequent first.
+
+    Args:
+        old: of the run.
+        captions: where new words are looked for, cut into words.
+        min_count: times a new word must occur.
+        named: words to be taken in even so.
+        max_size: words at most, the special ones included; 0: no limit.
+
+    >>> old = Vocabulary.build(["a dog"])
+    >>> captions = [["rex", "runs"], ["rex", "and", "a", "cat"]]
+    >>> grow_vocabulary(old, captions, min_count=2, named=["Anna"]).words[4:]
+    ('a', 'dog', 'rex', 'anna')
+    """
+    counts: Counter[str] = Counter()
+    for caption in captions:
+        counts.update(caption)
+    asked = dict.fromkeys(word for text in named for word in words_of(text))
+    new = [word for word in counts if counts[word] >= min_count and word not in old]
+    new = sorted(new, key=lambda word: (-counts[word], word))
+    new += [word for word in asked if word not in old and word not in new]
+    room = max(0, max_size - len(old)) if max_size else len(new)
+    return Vocabulary((*old.words, *new[:room]))
+
+
+def grow_rows(arrays: Mapping[str, np.ndarray], shares: np.ndarray) -> dict[str, np.ndarray]:
+    """A decoder's weights with rows for n new words, each a mixture of the rows there are.
+
+    Args:
+        arrays: as `CaptionDecoder.weights_dict` gives them, for V words.
+        shares: (n, V), of the old words in each new one; each row adds up to 1.
+
+    >>> arrays = {"embedding": np.eye(3), "word_bias": np.array([0.0, 2.0, 4.0]), "input_bias": np.ones(2)}
+    >>> grown = grow_rows(arrays, np.array([[0, 0.5, 0.5]]))
+    >>> grown["embedding"][3], grown["word_bias"], grown["input_bias"]
+    (array([0. , 0.5, 0.5]), array([0., 2., 4., 3.]), array([1., 1.]))
+    """
+    grown = dict(arrays)
+    for name, axis in (("embedding", 0), ("word_kernel", 1), ("word_bias", 0)):
+        if name in arrays:
+            rows = np.moveaxis(arrays[name], axis, 0)
+            rows = np.concatenate([rows, np.tensordot(shares, rows, 1).astype(rows.dtype)])
+            grown[name] = np.moveaxis(rows, 0, axis)
+    return grown
+
+
+def first_rows(arrays: Mapping[str, np.ndarray], words: int) -> dict[str, np.ndarray]:
+    """The weights of a decoder of the first so many words: undoes `grow_rows`."""
+    rows = {name: arrays[name][:words] for name in ("embedding", "word_bias")}
+    if "word_kernel" in arrays:
+        rows["word_kernel"] = arrays["word_kernel"][:, :words]
+    return {**arrays, **rows}
+
+
+def word_shares(
+    decoder: CaptionDecoder, captions: TokenizedCaptions, source: FeatureSource, new_words: int
+) -> np.ndarray:
+    """(n, V): how likely a run's decoder finds each of its words where captions have each new word.
+
+    A word that no caption has is an even mixture of all.
+
+    Args:
+        decoder: of the run, V words.
+        captions: with ids from V on for the new words.
+        source: features of the pictures.
+        new_words: n.
+    """
+    V = decoder.vocabulary_size
+    total = np.zeros((new_words, V))
+    batch = [tf.TensorSpec([None] * 3, dtype) for dtype in (tf.float32, tf.int32, tf.int32, tf.float32)]
+
+    @tf.function(input_signature=batch, autograph=False)  # type: ignore[untyped-decorator]
+    def likely(features: Any, words_in: Any, words_out: Any, weights: Any) -> Any:
+        features = tf.ensure_shape(features, [None, None, decoder.channels])
+        packed = decoder.packed_forward((features, words_in), words_out, weights)
+        return tf.nn.softmax(packed.logits), packed.words, packed.weights
+
+    for start in range(0, len(captions.ids) if new_words else 0, PICTURES_AT_A_TIME):
+        pictures = range(start, min(start + PICTURES_AT_A_TIME, len(captions.ids)))
+        words_in, words_out, weights = captions.pad_batch(
+            pictures, [range(len(captions.captions[picture])) for picture in pictures]
+        )
+        features = source.read([captions.ids[picture] for picture in pictures])
+        shares, words, kept = likely(
+            features.astype("float32"), np.where(words_in < V, words_in, UNK), words_out, weights
+        )
+        new = (words.numpy() >= V) & (kept.numpy() != 0)
+        np.add.at(total, words.numpy()[new] - V, shares.numpy()[new])
+    total[:, : len(SPECIAL_WORDS)] = 0
+    total[total.sum(1) == 0, len(SPECIAL_WORDS) :] = 1
+    return total / total.sum(1, keepdims=True)
