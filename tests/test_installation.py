@@ -60,23 +60,24 @@ def test_a_compiled_model_captions_without_tensorflow() -> None:
 
 def test_extras_name_each_other_rightly() -> None:
     extras = PROJECT["optional-dependencies"]
-    assert not extras["light"]
+    assert sorted(extras["light"] + extras["train"]) == sorted(PROJECT["dependencies"])
     (everything,) = extras["all"]
     assert set(everything.removeprefix("captioner[").removesuffix("]").split(",")) == (
-        set(extras) - {"all", "dev", "light"}
+        set(extras) - {"all", "dev", "light", "train"}
     )
 
 
 @pytest.mark.slow
 def test_a_light_installation_is_small_and_captions_a_photograph(tmp_path: Path) -> None:
-    """`pip install .` into a new environment; needs a package index."""
+    """`pip install --no-deps .` and what `light` lists, into a new environment; needs a package index."""
     subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "env")], check=True)
     python = str(tmp_path / "env" / "bin" / "python")
-    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(ROOT)]
-    done = subprocess.run(install, capture_output=True, text=True)
-    if "Failed to establish a new connection" in done.stderr:
-        pytest.skip("no package index can be reached")
-    assert done.returncode == 0, done.stderr
+    install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for what in (["--no-deps", str(ROOT)], PROJECT["optional-dependencies"]["light"]):
+        done = subprocess.run([*install, *what], capture_output=True, text=True)
+        if "Failed to establish a new connection" in done.stderr:
+            pytest.skip("no package index can be reached")
+        assert done.returncode == 0, done.stderr
     picture = next((ROOT / "docs" / "photos").glob("*.jpg")).resolve()
     command = [str(tmp_path / "env" / "bin" / "captioner"), "caption", str(picture)]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
