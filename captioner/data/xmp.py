@@ -10,15 +10,13 @@ The one room that uses lxml (`pip install 'captioner[xmp]'`).
 from __future__ import annotations
 
 import codecs
-import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from captioner.data.image_files import FORMATS
+from captioner.data.embedded import embedded_notes
 from captioner.errors import DataError, MissingExtra
 
 RDF = "{http://www.w3.org/1999/02/22-rdf-syntax-ns#}"
@@ -72,23 +70,26 @@ def write_xmp(content: bytes, text: str, found: Mapping[str, Any]) -> bytes:
 
 
 def embedded_xmp(picture: Path) -> bytes:
-    """The XMP inside a picture, for a sidecar to begin with; b"" where there is none that can be read."""
-    if not os.path.isfile(picture):  # a pipe would be waited for
-        return b""
+    """The XMP inside a picture, for a sidecar to begin with; b"" where there is none that can be read.
+
+    A description that stands inside in another form alone (see `data.embedded`) is set in it, so that a
+    program that prefers sidecars still shows it.
+
+    Raises:
+        MissingExtra: lxml is not installed.
+    """
     try:
-        with Image.open(picture, formats=tuple(FORMATS)) as opened:
-            packet = opened.info.get("xmp") or b""
-        content: bytes = packet.encode() if isinstance(packet, str) else bytes(packet)
-        if not content.strip():
-            return b""
-        tree = _parse(content)
-        for owner in _rdf(tree).iterfind(RDF + "Description"):
-            owner.attrib.pop(_EXTENDED, None)  # points at a second part, which only the picture has
-        return _written(tree)
-    except MissingExtra:
-        raise
-    except Exception:  # whatever is wrong inside a picture's notes, a sidecar can begin empty
+        packet, description = embedded_notes(picture)
+    except Exception:  # whatever is wrong inside a picture, a sidecar can begin empty
         return b""
+    content = b""
+    if packet.strip():
+        with suppress(DataError):
+            tree = _parse(packet)
+            for owner in _rdf(tree).iterfind(RDF + "Description"):
+                owner.attrib.pop(_EXTENDED, None)  # points at a second part, which only the picture has
+            content = _written(tree)
+    return write_xmp(content, description, {}) if description and not read_xmp(content) else content
 
 
 def _etree() -> Any:

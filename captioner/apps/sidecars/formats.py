@@ -130,6 +130,8 @@ def _object(content: bytes) -> dict[str, Any]:
         raise DataError(f"is not JSON ({error}): move it away, or mend it") from error
     if not isinstance(known, dict):
         raise DataError("is JSON, but no object to add a caption to: move it away")
+    if isinstance(known.get("images"), list):
+        raise DataError("holds the captions of a data set (COCO's or Karpathy's form): use --names full")
     return known
 
 
