@@ -88,13 +88,13 @@ def number(low: float, high: float, expected: str) -> Callable[[str], float]:
     return parse
 
 
-def format_argument(add: Any) -> None:
-    """Adds `--format`: in which form a data set is."""
+def format_argument(add: Any, *, default: str | None = "auto", usual: str = "auto: recognized") -> None:
+    """Adds `--format`: in which form a data set is; `usual` says what is done without it."""
     add(
         "--format",
-        default="auto",
+        default=default,
         metavar="F",
-        help="flickr8k, karpathy, coco, csv, jsonl, … (auto: recognised)",
+        help=f"flickr8k, karpathy, coco, csv, jsonl, … ({usual})",
     )
 
 

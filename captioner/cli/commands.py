@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from captioner.cli import (
     adapt,
+    cache,
     caption,
     completion,
     data,
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `captioner --help`
     "data": data,
     "sample": sample,
     "features": features,
+    "cache": cache,
     "info": info,
     "export": export,
     "doctor": doctor,

@@ -26,6 +26,7 @@ MORE = (
 EXAMPLES = "  captioner completion --install\n  captioner completion zsh > ~/.zfunc/_captioner"
 _WORDS = {  # metavar → what can be typed there
     "SHELL": tuple(SHELLS),
+    "ACTION": ("list", "clean"),
     "DO": ("skip", "overwrite", "append"),
     "HOW": ("short", "full"),
     "KIND": ("txt", "json", "csv", "xmp"),

@@ -31,7 +31,7 @@ def add_arguments(add: Any) -> None:
     """Adds the arguments of `captioner evaluate`."""
     add("--run", required=True, metavar="DIR", help="run folder of a training")
     add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
-    format_argument(add)
+    format_argument(add, default=None, usual="that of the training data; auto: recognized")
     add("--split", default="test", metavar="SPLIT", help="train, dev, test or all (test)")
     add("--out", metavar="DIR", help="folder for predictions.jsonl and scores.json (RUN/SPLIT)")
     add(
@@ -62,7 +62,10 @@ def run(arguments: Namespace) -> int:
     check_files([out / "predictions.jsonl"], "--out", force=arguments.force, ours=_are_predictions)
     from captioner.cli.text import score_lines
     from captioner.inference.loading import load_tensorflow
+    from captioner.runs.run_folder import Run
 
+    if arguments.format is None:
+        arguments.format = Run.open(arguments.run, weights=False).config.data.format
     load_tensorflow()
     from captioner.evaluation.evaluate import EvaluationOptions
     from captioner.evaluation.evaluate import evaluate as evaluate_run

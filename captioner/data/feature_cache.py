@@ -278,6 +278,34 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
     return digest_bytes(json_text(dict(sorted(identity.items()))).encode("utf-8"))
 
 
+class CacheSummary(NamedTuple):
+    """What a cache folder holds, without its rows being opened."""
+
+    folder: Path
+    identity: dict[str, Any]  # empty: damaged, or not yet begun
+    pictures: int
+    gone: int  # of these, pictures whose files are no longer where they were
+    bytes: int
+    written: float  # when anything in it was last written, in seconds since the epoch
+
+
+def summarize_cache(folder: Path) -> CacheSummary:
+    """Looks at a cache folder; nothing in it has to be whole."""
+    try:
+        identity = dict(read_json(folder / "cache.json", error=CacheError))
+    except (CacheError, TypeError, ValueError):
+        identity = {}
+    seen = _seen_in(folder / "pictures.json")
+    sizes, times = 0, [0.0]
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            status = path.lstat()
+            sizes += status.st_size
+            times.append(status.st_mtime)
+    gone = sum(not os.path.exists(path) for path in seen)
+    return CacheSummary(folder, identity, len(seen), gone, sizes, max(times))
+
+
 def _seen_text(seen: Mapping[str, FileStat]) -> str:
     entries = {path: list(each) for path, each in sorted(seen.items()) if each.digest and each.settled}
     return json_text(entries) + "\n"

@@ -80,7 +80,7 @@ def test_every_command_takes_quiet_and_verbose() -> None:
         "evaluate": ["--run", "r", "--data", "d"],
     }
     needed |= {"data": ["d"], "sample": ["d"], "features": ["sample", "--data", "d"], "info": ["r"]}
-    needed |= {"export": ["--run", "r"], "doctor": [], "completion": [], "serve": []}
+    needed |= {"cache": [], "export": ["--run", "r"], "doctor": [], "completion": [], "serve": []}
     assert set(needed) == set(COMMANDS)
     for name, words in needed.items():
         parsed = parse([name, *words, "--quiet", "--verbose"])
