@@ -57,7 +57,7 @@ def run(arguments: Namespace) -> int:
     report = [] if arguments.report is None else [arguments.report or out / "report.html"]
     check_files(report, "--report", force=arguments.force)
     coco_results = [arguments.coco_results] if arguments.coco_results else []
-    check_files(coco_results, "--coco-results", force=arguments.force, ours=lambda old: b'"image_id"' in old)
+    check_files(coco_results, "--coco-results", force=arguments.force, ours=_are_results)
     check_files([out / "scores.json"], "--out", force=arguments.force, ours=_are_scores)
     check_files([out / "predictions.jsonl"], "--out", force=arguments.force, ours=_are_predictions)
     from captioner.cli.text import score_lines
@@ -85,6 +85,11 @@ def run(arguments: Namespace) -> int:
     for warning in result.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     return _report_failures(result.failures)
+
+
+def _are_results(content: bytes) -> bool:
+    """Whether this begins like results for the COCO server: a list; captions to learn from are an object."""
+    return content.lstrip().startswith(b"[") and b'"image_id"' in content
 
 
 def _are_scores(content: bytes) -> bool:

@@ -1,7 +1,8 @@
 """The sheet of all captions, `captions.csv`: read, added to, written whole.
 
 In: the table that is there, if any, and captions. Out: the table with them; columns, rows and the separator
-that it had are kept. A picture with several captions has several rows. All rows are held in memory.
+that it had are kept, a column `score` is added where it has none. A picture with several captions has several
+rows. All rows are held in memory.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Table:
 
     def put(self, name: str, text: str, found: Mapping[str, Any]) -> None:
         """Gives a picture these captions, one a line; rows that say one of them already stay as they are."""
+        self._mark_ours()
         wanted = dict.fromkeys(text.split("\n"))
         kept = []
         for number in self._index.get(_key(name), ()):
@@ -71,7 +73,7 @@ class Table:
                 self._rows[number] = None
         for caption in wanted:
             values = {"score": found.get("score", "")}
-            row = [str(values.get(column.lower(), "")) for column in self._columns]
+            row = [str(values.get(column.strip().lower(), "")) for column in self._columns]
             row[self._name], row[self._caption] = name, caption
             kept.append(len(self._rows))
             self._rows.append(row)
@@ -90,6 +92,12 @@ class Table:
             writer.writerow(self._columns)
             writer.writerows(row for row in self._rows if row is not None)
         self.changed = False
+
+    def _mark_ours(self) -> None:
+        """Sees to it that there is a score in each row of ours: by it readers of data sets know them."""
+        if not any(column.strip().lower() == "score" for column in self._columns):
+            self._columns = [*self._columns, "score"]
+            self._rows = [row and [*row, ""] for row in self._rows]
 
     def _take(self, content: bytes) -> None:
         if not content.strip():

@@ -266,7 +266,8 @@ def test_a_table_of_a_person_is_not_mixed_with_ours(tmp_path: Path) -> None:
             caption(tmp_path, "csv", loads=False)
         assert table.read_text() == "image,caption\nz.jpg,by hand\n"
     assert caption(tmp_path, "csv", force=True).captioned == 1
-    assert table.read_text() == "image,caption\nz.jpg,by hand\na.jpg," + f"{tmp_path.name} 1\n"
+    added = f"a.jpg,{tmp_path.name} 1,-0.5\n"
+    assert table.read_text() == "image,caption,score\nz.jpg,by hand,\n" + added
     photos(tmp_path, "b.jpg")
     assert caption(tmp_path, "csv").captioned == 1  # from now on it is known
     assert sorted(path.name for path in tmp_path.iterdir()) == [
