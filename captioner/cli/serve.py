@@ -15,12 +15,14 @@ SUMMARY = "a web page and an HTTP API around trained models"
 MORE = (
     "Listens on this machine alone unless told otherwise with --host. The API takes pictures as forms, JSON\n"
     "or bare bytes, and in the shape of Ollama's, for PhotoPrism and others; its page is /docs. Pictures\n"
-    "are held in memory while they are described, and written nowhere. Needs: pip install 'captioner[serve]'."
+    "are held in memory while they are described, and written nowhere unless --corrections names a folder.\n"
+    "Needs: pip install 'captioner[serve]'."
 )
 EXAMPLES = (
     "  captioner serve --run runs/flickr8k --open\n"
     "  captioner serve --run runs --port 8080\n"
     "  CAPTIONER_TOKEN=sesame captioner serve --run runs/flickr8k --host 0.0.0.0\n"
+    "  captioner serve --run runs/flickr8k --corrections corrected\n"
     "  curl -F image=@dog.jpg localhost:7860/api/caption"
 )
 
@@ -54,6 +56,11 @@ def add_arguments(add: Any) -> None:
     add("--max-mib", type=whole(1), default=32, metavar="N", help="largest picture, in MiB (32)")
     add("--max-megapixels", type=whole(1), default=80, metavar="N", help="largest picture (80)")
     add("--max-waiting", type=whole(1), default=64, metavar="N", help="pictures that may wait at a time (64)")
+    add(
+        "--corrections",
+        metavar="FOLDER",
+        help="keep pictures whose captions people correct there, as a data set; else none",
+    )
     add("--open", action="store_true", help="open the page in this machine's browser")
 
 
@@ -62,7 +69,7 @@ def run(arguments: Namespace) -> int:
     from captioner.apps.serving.server import ServerAddress
     from captioner.apps.serving.server import serve as run_server
     from captioner.apps.serving.service import ServeLimits
-    from captioner.data.images import Limits
+    from captioner.data.images import Limits, set_default_limits
     from captioner.runs.locate import find_run
 
     address = ServerAddress(
@@ -71,6 +78,7 @@ def run(arguments: Namespace) -> int:
         token=arguments.token or os.environ.get("CAPTIONER_TOKEN", ""),
         names=arguments.allow_host,
         open_page=arguments.open,
+        corrections=arguments.corrections or "",
     )
     size = arguments.max_mib * 2**20
     limits = ServeLimits(
@@ -79,5 +87,6 @@ def run(arguments: Namespace) -> int:
         held_bytes=max(8 * size, 64 * 2**20),
         waiting=arguments.max_waiting,
     )
+    set_default_limits(limits.picture)
     run_server(arguments.run or [find_run(None)], address, limits)
     return 0

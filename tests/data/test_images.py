@@ -470,12 +470,12 @@ def png_claiming(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("width", [9_000, 10_000, 50_000, 2**31 - 1])
 def test_the_pixel_cap_comes_before_decoding(width: int) -> None:
-    refused(png_claiming(width, 9_000), "pixels.*80,000,000|80,000,000 pixels")
+    refused(png_claiming(width, 9_000), "pixels.*80,000,000")
 
 
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
 def test_pillows_own_warning_made_an_error() -> None:
-    refused(png_claiming(10_000, 9_000), "80,000,000 pixels")
+    refused(png_claiming(10_000, 9_000), "pixels.*80,000,000")
 
 
 def test_the_pixel_cap_holds_for_everything() -> None:

@@ -1,6 +1,7 @@
 """The HTTP API: pictures in, captions as JSON out; and what a page, a probe and a person want to know of it.
 
     POST /api/caption    pictures → captions
+    POST /api/correction a picture and its right caption → kept, where the server was started so
     GET  /api/runs       the models that are served
     GET  /healthz        whether it is up, and how much waits
     GET  /docs           what there is, for people; /openapi.json for programs
@@ -13,7 +14,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from fastapi import FastAPI, Request, Security
+from fastapi import FastAPI, HTTPException, Request, Security
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.security import HTTPBearer
 
@@ -21,8 +22,14 @@ from captioner.apps.serving import schemas
 from captioner.apps.serving.endpoints import add_error_handlers, captions_of, in_time
 from captioner.apps.serving.ollama import add_ollama
 from captioner.apps.serving.page import docs_page
-from captioner.apps.serving.requests import CaptionRequest, read_request, request_body
-from captioner.apps.serving.service import ServeLimits, Service
+from captioner.apps.serving.requests import (
+    CaptionRequest,
+    correction_body,
+    read_pictures,
+    read_request,
+    request_body,
+)
+from captioner.apps.serving.service import Service
 from captioner.inference.caption import Caption
 from captioner.version import __version__
 
@@ -32,12 +39,17 @@ _EXAMPLES = [
 ]
 
 
+_CORRECTION_EXAMPLE = (
+    "curl -F image=@dog.jpg -F caption='our dog Bella in the snow' localhost:7860/api/correction"
+)
+
+
 def build_api(service: Service) -> FastAPI:
     """The application, without the page."""
     api = FastAPI(
         title="captioner",
         version=__version__,
-        description=_limits_text(service.limits),
+        description=_limits_text(service),
         docs_url=None,
         redoc_url=None,
         # Documented here, checked by `guard` before anything is read.
@@ -72,6 +84,26 @@ def build_api(service: Service) -> FastAPI:
     @api.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return HTMLResponse(docs_page(api.openapi()))
+
+    @api.post(
+        "/api/correction",
+        summary="Keep a picture with its right caption",
+        description="Into the data set of `--corrections FOLDER`; a second time replaces the caption.",
+        responses=schemas.CORRECTION_FAILURES,
+        openapi_extra={"requestBody": correction_body(), "x-examples": [_CORRECTION_EXAMPLE]},
+        include_in_schema=service.corrections is not None,
+    )
+    async def correction(request: Request) -> schemas.CorrectionAnswer:
+        if service.corrections is None:
+            raise HTTPException(
+                404, "no corrections are kept here; start the server with --corrections FOLDER"
+            )
+        pictures, fields = await read_pictures(request, pictures=1)
+        wanted = schemas.validated(schemas.CorrectionFields, fields)
+        (kept,) = await in_time(
+            [service.correct(pictures[0][1], wanted.caption)], service.limits.answer_seconds
+        )
+        return schemas.CorrectionAnswer(**vars(kept), kept=len(service.corrections))
 
     add_ollama(api, service)
     return api
@@ -118,11 +150,13 @@ def _sentence(caption: Any) -> dict[str, Any]:
     }
 
 
-def _limits_text(limits: ServeLimits) -> str:
+def _limits_text(service: Service) -> str:
+    limits = service.limits
+    kept = "nowhere else" if service.corrections is None else "kept only with a caption that corrects ours"
     file, body = limits.picture.file_bytes / 2**20, limits.body_bytes / 2**20
     return (
         f"Pictures in, captions out. A picture may have {file:g} MiB and "
         f"{limits.picture.pixels / 1e6:g} million pixels, a request {body:g} MiB and "
         f"{limits.pictures} pictures; {limits.waiting} pictures may wait at a time. Pictures are held in "
-        'memory while they are described, and nowhere else. Errors are {"error": "a sentence"}.'
+        f'memory while they are described, and {kept}. Errors are {{"error": "a sentence"}}.'
     )

@@ -10,13 +10,20 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from captioner.apps.serving.corrections import FolderFull
 from captioner.apps.serving.requests import UnsupportedMediaType
 from captioner.apps.serving.schemas import sentence_of
 from captioner.apps.serving.service import Overloaded, ServedModel, Service, UnknownRun, requested_part
-from captioner.errors import CaptionerError, ConfigError
+from captioner.errors import CaptionerError, ConfigError, ImageError
 from captioner.inference.caption import Caption, CaptionOptions
 
-_STATUS = {UnsupportedMediaType: 415, ConfigError: 400, UnknownRun: 404, CaptionerError: 500}
+_STATUS = {
+    UnsupportedMediaType: 415,
+    ConfigError: 400,
+    UnknownRun: 404,
+    FolderFull: 507,
+    CaptionerError: 500,
+}
 
 
 async def captions_of(
@@ -58,6 +65,8 @@ def add_error_handlers(api: Any) -> None:
     async def known(_: Any, error: CaptionerError) -> Any:
         if isinstance(error, Overloaded):
             return answer(503, str(error), {"retry-after": str(error.retry_seconds)})
+        if isinstance(error, ImageError):
+            return answer(422, f"the picture {error.reason}")
         return answer(next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error))
 
     @api.exception_handler(RequestValidationError)

@@ -31,7 +31,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 
 COOKIE = "captioner"
-_WITH_PICTURES = {"/api/caption", "/api/generate", "/api/chat"}
+_WITH_PICTURES = {"/api/caption", "/api/generate", "/api/chat", "/api/correction"}
 _OPEN = {"/healthz", "/login", "/favicon.ico", "/page/plain.css"}  # without a token
 _SMALL_BODY = 64 * 2**10  # of a request that carries no picture
 _HEADERS = {

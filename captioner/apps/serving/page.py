@@ -139,10 +139,12 @@ def _kind(schema: Mapping[str, Any]) -> str:
 def _page(service: Service) -> str:
     runs = [model.described() for model in service.models.values()]
     limits = service.limits
-    config = {"runs": runs, "fileBytes": limits.picture.file_bytes}
+    corrections = service.corrections is not None
+    config = {"runs": runs, "fileBytes": limits.picture.file_bytes, "corrections": corrections}
     return _TEMPLATES.get_template("page.html").render(
         config=json.dumps(config, ensure_ascii=False),
         names=list(service.models),
+        corrections=corrections,
         mebibytes=f"{limits.picture.file_bytes / 2**20:g}",
         examples=range(EXAMPLES),
         **{

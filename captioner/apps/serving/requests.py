@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
-from captioner.apps.serving.schemas import OPTIONS, CaptionFields, validated
+from captioner.apps.serving.schemas import OPTIONS, CaptionFields, CorrectionFields, validated
 from captioner.errors import CaptionerError, ConfigError, unknown_name
 from captioner.inference.caption import CaptionOptions
 
@@ -91,8 +91,17 @@ def parse_fields(pictures: list[tuple[str, bytes]], fields: Mapping[str, Any]) -
 
 
 def request_body(pictures: int) -> dict[str, Any]:
-    """What `read_request` takes, as OpenAPI has it."""
-    fields = CaptionFields.model_json_schema()["properties"]
+    """What /api/caption takes, as OpenAPI has it."""
+    return _body_of(CaptionFields, pictures)
+
+
+def correction_body() -> dict[str, Any]:
+    """What /api/correction takes, as OpenAPI has it."""
+    return _body_of(CorrectionFields, 1)
+
+
+def _body_of(model: Any, pictures: int) -> dict[str, Any]:
+    fields = model.model_json_schema()["properties"]
 
     def content(name: str, picture: dict[str, Any]) -> dict[str, Any]:
         images = {"type": "array", "items": picture, "maxItems": pictures}

@@ -82,6 +82,13 @@ CaptionFields: type[BaseModel] = create_model(
 )
 
 
+class CorrectionFields(BaseModel):
+    """What a correction says beside its picture."""
+
+    model_config = ConfigDict(extra="forbid")
+    caption: Annotated[str, expecting("a sentence")] = Field(description="the right sentence, on one line")
+
+
 def validated(model: type[BaseModel], given: Mapping[str, Any]) -> Any:
     """An object of `model`.
 
@@ -153,6 +160,15 @@ class CaptionAnswer(BaseModel):
     error: str | None = Field(None, description="if not one picture could be used")
 
 
+class CorrectionAnswer(BaseModel):
+    """What was kept of a correction."""
+
+    name: str = Field(description="of the picture in the folder")
+    caption: str = Field(description="as it was kept")
+    replaced: bool = Field(description="whether it takes the place of an earlier one")
+    kept: int = Field(description="pictures in the folder")
+
+
 class RunAnswer(BaseModel):
     """What a client may know of a model."""
 
@@ -190,7 +206,9 @@ _FAILURES = {
     415: "another content type",
     422: "none of the pictures can be used",
     503: "too much is waiting; `Retry-After` says when to come again",
+    507: "the folder of corrections is full",
 }
-FAILURES: dict[int | str, dict[str, Any]] = {
+CORRECTION_FAILURES: dict[int | str, dict[str, Any]] = {
     status: {"description": meaning, "model": ErrorAnswer} for status, meaning in _FAILURES.items()
 }
+FAILURES = {status: answer for status, answer in CORRECTION_FAILURES.items() if status != 507}

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from captioner.apps.serving.corrections import Corrections
 from captioner.apps.serving.service import ServedModel, ServeLimits, Service
 from captioner.errors import CaptionerError, MissingExtra
 from captioner.inference.caption import CaptionOptions
@@ -31,6 +32,7 @@ class ServerAddress:
     token: str = ""  # empty: none is asked for
     names: Sequence[str] = field(default_factory=tuple)  # by which clients may call this machine
     open_page: bool = False  # in this machine's browser
+    corrections: str | Path = ""  # folder for corrected captions; empty: none are kept
 
 
 def serve(runs: Sequence[str | Path], address: ServerAddress, limits: ServeLimits | None = None) -> None:
@@ -44,8 +46,9 @@ def serve(runs: Sequence[str | Path], address: ServerAddress, limits: ServeLimit
     _check_extra()
     from captioner.apps.serving.served_models import open_runs
 
+    corrections = Corrections(address.corrections) if str(address.corrections) else None
     with listening(address.host, address.port) as listener:
-        service = Service(open_runs(runs), limits)
+        service = Service(open_runs(runs), limits, corrections)
         try:
             _serve(service, address, listener)
         finally:
@@ -134,6 +137,8 @@ def _serve(service: Service, address: ServerAddress, listener: socket.socket) ->
 def _announce(url: str, address: ServerAddress) -> None:
     console.info(f"page:  {url}/")
     console.info(f"API:   {url}/docs")
+    if address.corrections:
+        console.info(f"corrected captions are kept in {address.corrections}")
     if not _is_loopback(address.host) and not address.token:
         console.info(
             f"warning: whoever reaches {address.host} can use this server; ask for a token with --token or "

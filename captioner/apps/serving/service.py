@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.apps.serving.batcher import Batcher
+from captioner.apps.serving.corrections import Correction, Corrections
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits, read_image
 from captioner.errors import CaptionerError, ImageError, RunError, unknown_name
@@ -90,6 +91,7 @@ class Service:
     Args:
         models: at least one; the first is the default.
         limits: see there.
+        corrections: where corrected captions are kept; None: nowhere.
 
     Example:
         >>> model = ServedModel("toy", (8, 8), lambda pixels, options: [Caption("", "a dog")] * len(pixels))
@@ -99,12 +101,18 @@ class Service:
         >>> service.close()
     """
 
-    def __init__(self, models: Sequence[ServedModel], limits: ServeLimits | None = None) -> None:
+    def __init__(
+        self,
+        models: Sequence[ServedModel],
+        limits: ServeLimits | None = None,
+        corrections: Corrections | None = None,
+    ) -> None:
         if not models:
             raise RunError("no run to serve; name at least one run folder")
         self.models = {model.name: model for model in models}
         self.default = models[0]
         self.limits = limits or ServeLimits()
+        self.corrections = corrections
         self._threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         self.batcher = Batcher(_caption, most=BATCH)
         self._lock = threading.Lock()
@@ -155,6 +163,11 @@ class Service:
     def preview(self, picture: bytes) -> Future[str]:
         """The picture as a data URL that any browser shows, for formats that it does not know itself."""
         return self._threads.submit(_preview, picture, self.limits.picture)
+
+    def correct(self, picture: bytes, text: str) -> Future[Correction]:
+        """Keeps a corrected caption; only where `corrections` is set."""
+        assert self.corrections is not None
+        return self._threads.submit(self.corrections.keep, picture, text, self.limits.picture)
 
     def close(self) -> None:
         """Finishes the batch under way and gives up the rest."""

@@ -175,7 +175,7 @@ def test_what_is_no_picture_is_refused_with_a_reason(page: Any) -> None:
     wait_for(page, "document.querySelectorAll('#results .reason').length === 2")
     notes, bombs = page.locator("#results .reason").all_inner_texts()
     assert notes.startswith("notes.jpg is no picture that can be read")
-    assert bombs.startswith("bomb.png has more than 80,000,000 pixels")
+    assert bombs.startswith("bomb.png has more pixels than the 80,000,000")
     drop(page, ("large.jpg", "image/jpeg", b"x"))  # and the page goes on
     wait_for(page, "document.querySelectorAll('#results .reason').length === 3")
     drop(page, ("good.jpg", "image/jpeg", photograph()))
@@ -221,6 +221,39 @@ def test_settings_and_runs_and_captions_in_two_scripts(page: Any, address: str) 
     assert answered.value.json()["pictures"][0]["caption"]
     sent = page.evaluate("window.sent")
     assert (sent["run"], sent["temperature"], "beam" in sent) == ("장면", "0.8", False)
+
+
+def test_a_caption_is_corrected_in_place_and_kept(chromium: Any, served_runs: Path, tmp_path: Path) -> None:
+    run = ("--run", str(served_runs / "scenes"))
+    with serving(*run, "--corrections", str(tmp_path / "corrected")) as (address, _):
+        page = chromium.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        drop(page, ("Bella.jpg", "image/jpeg", photograph()))
+        said = shown(page)
+        page.get_by_role("button", name="Correct", exact=True).click()
+        field = page.get_by_label("The right caption")
+        assert field.input_value() == said
+        field.fill("   ")
+        page.get_by_role("button", name="Save", exact=True).click()
+        wait_for(page, "document.querySelector('.editor .reason').innerText.includes('has no words')")
+        field.press("Escape")
+        assert shown(page) == said
+        page.get_by_role("button", name="Correct", exact=True).click()
+        page.get_by_label("The right caption").fill("our red ball, Bella's")
+        page.get_by_label("The right caption").press("Enter")
+        wait_for(page, "document.querySelector('#results .caption').innerText === \"our red ball, Bella's\"")
+        (picture,) = (tmp_path / "corrected").glob("*.jpg")
+        assert picture.read_bytes() == photograph()
+        assert picture.with_suffix(".txt").read_text(encoding="utf-8") == "our red ball, Bella's\n"
+        # Once more: the same picture has one sentence.
+        page.get_by_role("button", name="Kept. Correct again").click()
+        page.get_by_label("The right caption").fill("Bella's ball")
+        page.get_by_role("button", name="Save", exact=True).click()
+        wait_for(page, "document.querySelector('#results .caption').innerText === \"Bella's ball\"")
+        assert picture.with_suffix(".txt").read_text(encoding="utf-8") == "Bella's ball\n"
+        assert len(list((tmp_path / "corrected").iterdir())) == 2
+        page.close()
 
 
 def _quoted(name: str) -> str:

@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from captioner.apps.serving.corrections import Corrections
 from captioner.apps.serving.service import ServedModel, ServeLimits, Service
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits
@@ -91,7 +92,10 @@ class Server:
         return self.ask("POST", path, json.dumps(content), {"content-type": "application/json", **headers})
 
     def post_form(
-        self, files: Sequence[tuple[str, bytes]], fields: Mapping[str, str] | None = None
+        self,
+        files: Sequence[tuple[str, bytes]],
+        fields: Mapping[str, str] | None = None,
+        path: str = "/api/caption",
     ) -> tuple[int, Any, Mapping[str, str]]:
         edge = "----edge"
         parts = [
@@ -103,7 +107,7 @@ class Server:
             parts.append(head.encode() + content + b"\r\n")
         body = b"".join([*parts, f"--{edge}--\r\n".encode()])
         kind = {"content-type": f"multipart/form-data; boundary={edge}"}
-        return self.ask("POST", "/api/caption", body, kind)
+        return self.ask("POST", path, body, kind)
 
     def raw(self, data: bytes, *, wait: float = 60) -> bytes:
         """What comes back for bytes sent as they are."""
@@ -122,6 +126,7 @@ def running(
     token: str = "",
     names: Sequence[str] = (),
     text: str = "brightness",
+    corrections: Path | None = None,
 ) -> Iterator[Server]:
     """A server in a thread, with one fake model called toy (and, beside it, another one)."""
     import uvicorn
@@ -137,7 +142,8 @@ def running(
         "modified": 0,
     }
     toy = ServedModel("toy", (8, 12), model, DecodeConfig(beam=3), about)
-    service = Service([toy, ServedModel("other", (8, 8), FakeModel("otherwise"))], limits)
+    models = [toy, ServedModel("other", (8, 8), FakeModel("otherwise"))]
+    service = Service(models, limits, Corrections(corrections) if corrections else None)
     with listening("127.0.0.1", 0) as listener:
         config = uvicorn.Config(
             application(service, ServerAddress(token=token, names=names)),
@@ -252,7 +258,7 @@ def test_another_run_by_its_name(server: Server) -> None:
         ({"images": ["/etc/passwd"]}, 400, "pictures are sent as base64, not fetched"),
         ({"images": ["http://example.org/dog.jpg"]}, 400, "pictures are sent as base64, not fetched"),
         ({"images": [b64(b"no picture")]}, 422, "is no picture that can be read"),
-        ({"images": [b64(bomb(20_000, 10_000))]}, 422, "has more than 80,000,000 pixels"),
+        ({"images": [b64(bomb(20_000, 10_000))]}, 422, "has more pixels than the 80,000,000"),
         ([1, 2], 400, "expected a JSON object"),
     ],
 )

@@ -236,7 +236,7 @@ addEventListener("DOMContentLoaded", () => {
       make("div", {class: "said"},
            make("p", {class: "name"}, [card.file.name, `${answer.run}, ${answer.seconds} s`].filter(Boolean).join(" · ")),
            caption,
-           make("p", {class: "tools"}, copying(picture.caption), play),
+           make("p", {class: "tools"}, copying(() => picture.caption), play, ...correcting(card, caption, picture)),
            ranking(picture)),
       make("div", {class: "looks"}, make("h3", {}, "Where it looked for each word"), film),
       closing(card));
@@ -281,11 +281,60 @@ addEventListener("DOMContentLoaded", () => {
     return share > 0 ? `1 in ${Number((1 / share).toPrecision(2)).toLocaleString("en", {maximumFractionDigits: 0})}` : "0";
   }
 
+  // Where the server keeps corrections: a button that lets the caption be written anew, in its place.
+  function correcting(card, caption, picture) {
+    if (!config.corrections) return [];
+    const button = make("button", {type: "button", class: "quiet correct"}, "Correct");
+    button.addEventListener("click", () => {
+      const field = make("textarea", {rows: 3, maxlength: 1000, "aria-label": "The right caption"});
+      const reason = make("p", {class: "reason", role: "alert"});
+      const save = make("button", {class: "quiet save"}, "Save");
+      const close = () => { editor.replaceWith(caption); button.hidden = false; button.focus(); };
+      const cancel = make("button", {type: "button", class: "quiet", onclick: close}, "Cancel");
+      const editor = make("form", {class: "editor"}, field, make("p", {class: "tools"}, save, cancel), reason);
+      field.value = picture.caption;
+      field.addEventListener("keydown", event => {
+        if (event.key === "Escape") close();
+        if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); editor.requestSubmit(); }
+      });
+      editor.addEventListener("submit", async event => {
+        event.preventDefault();
+        save.disabled = true;
+        const kept = await keep(card.file, field.value);
+        save.disabled = false;
+        if (kept.error) { reason.textContent = `Not kept: ${kept.error}`; return; }
+        picture.caption = kept.caption;
+        caption.replaceChildren(kept.caption);
+        caption.removeAttribute("lang");
+        button.textContent = "Kept. Correct again";
+        close();
+      });
+      caption.replaceWith(editor);
+      button.hidden = true;
+      field.select();
+    });
+    return [button];
+  }
+
+  async function keep(file, caption) {
+    const form = new FormData();
+    form.append("image", file, file.name || "picture");
+    form.append("caption", caption);
+    try {
+      const response = await fetch("api/correction", {method: "POST", body: form});
+      if (response.status === 401) location.reload();
+      return await response.json();
+    } catch (error) {
+      console.error(error);
+      return {error: "the server does not answer"};
+    }
+  }
+
   function copying(text) {
     const button = make("button", {type: "button", class: "quiet copy"}, "Copy");
     button.addEventListener("click", async () => {
-      try { await navigator.clipboard.writeText(text); }
-      catch { copyOldWay(text); }  // without TLS there is no clipboard but on localhost
+      try { await navigator.clipboard.writeText(text()); }
+      catch { copyOldWay(text()); }  // without TLS there is no clipboard but on localhost
       button.textContent = "Copied";
       setTimeout(() => { button.textContent = "Copy"; }, 1500);
     });
