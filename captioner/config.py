@@ -9,15 +9,16 @@ afterwards.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from captioner.errors import ConfigError, unknown_name
 
@@ -149,12 +150,78 @@ class Config:
         return config
 
     def __str__(self) -> str:
-        lines = [f"{name} = {_toml(getattr(self, name))}" for name in ("recipe", "seed", "start")]
-        for name in ("data", "encoder", "decoder", "decode", "train"):
-            lines += ["", f"[{name}]", *_toml_lines(getattr(self, name))]
+        return tomli_w.dumps(self.to_dict())
+
+    def warnings(self) -> list[str]:
+        """Settings that have no effect, each with the reason.
+
+        >>> load_config("", ["decoder.attention=additive", "decoder.heads=4"]).warnings()
+        ['decoder.heads = 4 has no effect: additive attention has one head']
+        """
+        found = []
+        if self.decoder.attention == "additive" and self.decoder.heads > 1:
+            found.append(
+                f"decoder.heads = {self.decoder.heads} has no effect: additive attention has one head"
+            )
+        if self.decoder.regularizer_strength and not self.decoder.regularizer:
+            found.append("decoder.regularizer_strength has no effect: decoder.regularizer names none")
+        if self.decoder.regularizer and not self.decoder.regularizer_strength:
+            found.append("decoder.regularizer has no effect: decoder.regularizer_strength is 0")
+        if self.encoder.l2 and not any("encoder" in phase.trains for phase in self.phases.values()):
+            found.append("encoder.l2 has no effect: no phase trains the encoder")
         for name, phase in self.phases.items():
-            lines += ["", f"[phases.{name}]", *_toml_lines(phase)]
-        return "\n".join(lines) + "\n"
+            found += [f"phases.{name}.{key} has no effect: {why}" for key, why in _without_effect(phase)]
+        return found
+
+    def check_phases(self) -> None:
+        """Refuses settings with which a phase cannot learn.
+
+        Raises:
+            ConfigError: names the setting and what to set it to.
+        """
+        for name, phase in self.phases.items():
+            rates = {"decoder": phase.learning_rate, "encoder": phase.encoder_learning_rate}
+            samples = phase.objective == "reward"
+            wrong = {
+                "learning_rate": (not any(rates[part] for part in phase.trains), "a number above 0"),
+                "temperature": (samples and phase.temperature == 0, "a number above 0, usually 1"),
+                "samples": (
+                    samples and phase.samples < 2,
+                    "2 or more, for they are compared with each other",
+                ),
+            }
+            for key, (impossible, expected) in wrong.items():
+                if impossible:
+                    told = f"phases.{name}.{key} = {getattr(phase, key):g}"
+                    raise ConfigError(f"{told}: nothing would be learned; expected {expected}")
+
+
+# Optimizers whose rule has a weight decay; one's own (package.module:name) sees to that itself.
+DECAYING_OPTIMIZERS = ("adamw", "lion")
+
+
+def _without_effect(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
+    """Keys that a phase sets and does not use, and why."""
+    default = PhaseConfig()
+    changed = {key for key, value in vars(phase).items() if value != getattr(default, key)}
+    decays = ":" in phase.optimizer or phase.optimizer in DECAYING_OPTIMIZERS
+    if "weight_decay" in changed and not decays:
+        yield "weight_decay", f"{phase.optimizer} has none; {' and '.join(DECAYING_OPTIMIZERS)} do"
+    if phase.objective == "reward":
+        if "coverage" in changed:
+            yield "coverage", "the reward is of words, not of attention"
+        if "label_smoothing" in changed and not phase.cross_entropy:
+            yield "label_smoothing", "the phase has no cross entropy beside the reward"
+    else:
+        for key in sorted(changed & {"samples", "temperature", "cross_entropy"}):
+            yield key, 'only a phase with objective = "reward" uses it'
+    if "encoder" not in phase.trains:
+        for key in sorted(changed & {"encoder_learning_rate", "encoder_from"}):
+            yield key, "the phase does not train the encoder"
+    if "final_lr_fraction" in changed and phase.schedule == "constant":
+        yield "final_lr_fraction", "the schedule is constant"
+    if phase.patience >= phase.epochs:
+        yield "patience", f"the phase has {phase.epochs} epochs"
 
 
 def recipes() -> dict[str, str]:
@@ -180,7 +247,9 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     values["recipe"] = Path(recipe).stem
     for override in overrides:
         _apply(values, override)
-    return Config.from_dict(values, source=str(recipe) or "configuration")
+    config = Config.from_dict(values, source=str(recipe) or "configuration")
+    config.check_phases()
+    return config
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
@@ -355,11 +424,3 @@ def _check_number(name: str, key: str, value: float) -> None:
         raise ConfigError(f"{name} = {value}: expected a share from 0 to below 1")
     if not 0 <= value < math.inf:
         raise ConfigError(f"{name} = {value}: expected 0 or more")
-
-
-def _toml_lines(section: Any) -> list[str]:
-    return [f"{f.name} = {_toml(getattr(section, f.name))}" for f in dataclasses.fields(section)]
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.config import Config, DecoderConfig, PhaseConfig, load_config, recipes
+from captioner.config import DECAYING_OPTIMIZERS, Config, DecoderConfig, PhaseConfig, load_config, recipes
 from captioner.errors import ConfigError
 
 RECIPE = """
@@ -183,3 +183,79 @@ def test_the_shipped_run_s_configuration_was_written_under_former_names() -> Non
     path = Path(__file__).parent.parent / "checkpoints" / "flickr8k" / "config.json"
     config = Config.from_dict(json.loads(path.read_text(encoding="utf-8"))["config"])
     assert (config.encoder.flip_augmented, config.phases["reward"].use_dropout) == (True, False)
+
+
+@pytest.mark.parametrize("name", ["fine tune", "a.b", "größer", 'with "quotes"', "x]y", "", "line\nend", "1"])
+def test_any_phase_name_is_written_as_toml_that_is_read_back(name: str) -> None:
+    config = Config.from_dict({"phases": {name: {"epochs": 3}, "other": {"trains": ["encoder", "decoder"]}}})
+    assert Config.from_dict(tomllib.loads(str(config))) == config
+
+
+REWARD = ["phases.decoder.objective=reward"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            [*REWARD, "phases.decoder.temperature=0"],
+            r"temperature = 0: nothing would be learned; expected a num",
+        ),
+        ([*REWARD, "phases.decoder.samples=1"], "samples = 1: nothing would be learned; expected 2 or more"),
+        (["phases.decoder.learning_rate=0"], "learning_rate = 0: nothing would be learned"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config("flickr8k-frozen", overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["phases.decoder.weight_decay=0.01"], "phases.decoder.weight_decay"),
+        (["phases.decoder.samples=3"], "phases.decoder.samples"),
+        (["phases.decoder.temperature=0.5"], "phases.decoder.temperature"),
+        (["phases.decoder.cross_entropy=0.5"], "phases.decoder.cross_entropy"),
+        (["phases.decoder.encoder_from=block_1"], "phases.decoder.encoder_from"),
+        (["phases.decoder.encoder_learning_rate=0.5"], "phases.decoder.encoder_learning_rate"),
+        (["phases.decoder.schedule=constant", "phases.decoder.final_lr_fraction=0.5"], "final_lr_fraction"),
+        (["phases.decoder.patience=9"], "phases.decoder.patience"),
+        ([*REWARD, "phases.decoder.coverage=1"], "phases.decoder.coverage"),
+        ([*REWARD, "phases.decoder.label_smoothing=0"], "phases.decoder.label_smoothing"),
+        (["decoder.attention=additive", "decoder.heads=4"], "decoder.heads = 4"),
+        (["decoder.regularizer=l2"], "decoder.regularizer"),
+        (["decoder.regularizer_strength=0.1"], "decoder.regularizer_strength"),
+        (["encoder.l2=0.1"], "encoder.l2"),
+    ],
+)
+def test_settings_without_effect_are_said(overrides: list[str], key: str) -> None:
+    (line,) = load_config("flickr8k-frozen", overrides).warnings()
+    assert key in line and "has no effect: " in line
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["phases.decoder.weight_decay=0.01", "phases.decoder.optimizer=adamw"],
+        ["phases.decoder.weight_decay=0.01", "phases.decoder.optimizer=my:rule"],
+        [*REWARD, "phases.decoder.samples=3", "phases.decoder.cross_entropy=0.1"],
+        ["decoder.heads=4"],
+        ['phases.decoder.trains=["encoder"]', "phases.decoder.learning_rate=0", "encoder.l2=0.1"],
+    ],
+)
+def test_settings_with_an_effect_are_not(overrides: list[str]) -> None:
+    assert load_config("flickr8k-frozen", overrides).warnings() == []
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_no_recipe_of_ours_says_anything_without_effect(recipe: str) -> None:
+    assert load_config(recipe).warnings() == []
+
+
+def test_the_optimizers_that_decay_weights_are_those_of_the_table() -> None:
+    from captioner.training.optimizers import OPTIMIZERS
+
+    rules = {name: make(0.1, 0.25) for name, make in OPTIMIZERS.items()}
+    assert {name for name, rule in rules.items() if rule.weight_decay == 0.25} == set(DECAYING_OPTIMIZERS)

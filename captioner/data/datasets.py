@@ -123,9 +123,7 @@ def load_splits(
     }
 
 
-def open_dataset(
-    root: str | Path, *splits: str, format: str = "auto", pictures: bool = True
-) -> DataSet:
+def open_dataset(root: str | Path, *splits: str, format: str = "auto", pictures: bool = True) -> DataSet:
     """Finds the captions files of a data set and reads what concerns `splits`; none named: all of it."""
     root = Path(root)
     if not root.exists():

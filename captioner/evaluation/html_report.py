@@ -136,9 +136,7 @@ def _pairs(found: Comparison) -> Iterator[str]:
         )
 
 
-def _where_they_differ(
-    found: Comparison, pair: Pair, scores: Mapping[str, Sequence[float]]
-) -> Iterator[str]:
+def _where_they_differ(found: Comparison, pair: Pair, scores: Mapping[str, Sequence[float]]) -> Iterator[str]:
     """Pictures that one file describes much better than the other, with both captions."""
     first, second = np.asarray(scores[pair.first]), np.asarray(scores[pair.second])
     order = np.argsort(second - first, kind="stable")

@@ -110,7 +110,7 @@ def train(
             run.replace_config(config)
         console.info(str(run.config), quiet=quiet)
         train = splits["train"]
-        for line in [f"captions from {train.files}", *train.problems.lines(), *warnings]:
+        for line in [f"captions from {train.files}", *train.problems.lines(), *warnings, *config.warnings()]:
             console.info(line, quiet=quiet)
         try:
             training = (kind or Training)(run, splits, encoder, quiet=quiet)
@@ -391,7 +391,8 @@ def _word_counts(captions: list[tuple[str, ...]], vocabulary: Vocabulary) -> np.
 
 
 def _check_names(config: Config) -> None:
-    """Unknown names, and what cannot go together, are said before anything is read or written."""
+    """Unknown names, and settings that cannot work, are said before anything is read or written."""
+    config.check_phases()
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtra("tensorboard", "train.tensorboard")
     if config.decoder.regularizer:
