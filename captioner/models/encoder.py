@@ -252,15 +252,39 @@ def _imagenet(spec: EncoderSpec, size: int) -> Any:
         return _bare(spec, "imagenet", size)
     except Exception as error:  # Keras raises the bare class when it cannot download
         failure = re.search(r"URL fetch failure on (\S+): (.*)", str(error), re.DOTALL)
+        cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "models"
         if failure is None:
-            raise
+            _bare(spec, None, size)  # an impossible size is no fault of the weights, and said here
+            raise _damaged_download(spec, cache, error.__cause__ or error) from error
         url, reason = failure.groups()
-        home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
-        target = home / "models" / url.rsplit("/", 1)[-1]
+        target = cache / url.rsplit("/", 1)[-1]
         raise EncoderError(
             f"encoder {spec.name}: cannot download its ImageNet weights ({reason.strip()}); fetch {url} "
             f"where there is internet and put it at {target}, or set encoder.weights to where you put it"
         ) from error
+
+
+def _damaged_download(spec: EncoderSpec, cache: Path, error: BaseException) -> EncoderError:
+    """The error for weights that Keras has downloaded and cannot read; names those that are not whole."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    damaged = [str(path) for path in sorted(cache.glob("*.h5")) if not _is_whole(path)]
+    named = " and ".join(damaged) or f"its file in {cache}"
+    return EncoderError(
+        f"encoder {spec.name}: its ImageNet weights cannot be read; {named} is damaged or half downloaded "
+        f"({reason}): delete it and run again, or set encoder.weights to a whole file"
+    )
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file is HDF5 from its beginning to its end."""
+    import h5py  # comes with Keras
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(lambda name, item: None)
+        return True
+    except (OSError, RuntimeError, KeyError, ValueError):
+        return False
 
 
 def _from_arrays(

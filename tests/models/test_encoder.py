@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -335,6 +336,33 @@ def test_without_internet_one_sentence_says_where_the_file_goes(monkeypatch: pyt
         load_encoder("vgg16")
     message = str(caught.value)
     assert url in message and os.path.join("models", "vgg16_notop.h5") in message and "\n" not in message
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "html"])
+def test_half_downloaded_weights_are_named_with_the_remedy(
+    damage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    cached, whole = tmp_path / "models" / "mobilenet_v2_no_top.h5", tmp_path / "models" / "another.h5"
+    cached.parent.mkdir()
+    for path in (cached, whole):
+        with h5py.File(path, "w") as file:
+            file["a"] = np.zeros((300, 100), np.float32)
+    content = cached.read_bytes()
+    cached.write_bytes({"half": content[: len(content) // 2], "empty": b"", "html": b"<html>404"}[damage])
+
+    def from_cache(*, weights: str | None, **_: Any) -> Any:
+        if weights:
+            with h5py.File(cached, "r") as file:
+                return file["a"]
+        return None
+
+    monkeypatch.setattr(keras.applications, "MobileNetV2", from_cache)
+    with pytest.raises(EncoderError) as caught:
+        load_encoder("mobilenet_v2")
+    message = str(caught.value)
+    assert f"{cached} is damaged or half downloaded" in message and "delete it and run again" in message
+    assert str(whole) not in message and "\n" not in message
 
 
 def tiny(weights: str | None, size: int) -> Any:
