@@ -194,7 +194,11 @@ class Run:
             info: epoch, phase, scores, …
             half: float16 instead of float32.
         """
-        arrays = _arrays(decoder.weights_dict(), encoder.weights_dict())
+        arrays = {
+            f"{part}/{name}": array
+            for part, network in {"decoder": decoder, "encoder": encoder}.items()
+            for name, array in network.weights_dict().items()
+        }
         save_best(self.folder / BEST, arrays, {**info, "fits": self._fits()}, half=half)
 
     def load_best(self) -> tuple[Any, Any]:
@@ -218,19 +222,19 @@ class Run:
         info = read_info(self.folder / START)
         return self._fitting(info) if info else None
 
-    def save_start(
-        self, decoder: Mapping[str, np.ndarray], encoder: Mapping[str, np.ndarray], info: Mapping[str, Any]
-    ) -> None:
-        """Keeps the arrays that training begins with, and what is known of the run that they come from."""
-        save_best(self.folder / START, _arrays(decoder, encoder), {**info, "fits": self._fits()})
+    def save_start(self, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
+        """Keeps what training begins with.
 
-    def load_start(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any]] | None:
-        """The arrays of decoder and encoder that `save_start` kept, and its `info`; None where it did not."""
+        Args:
+            arrays: of `decoder/…` and `encoder/…`, and whatever else is needed to go on.
+            info: what is known of the run that they come from.
+        """
+        save_best(self.folder / START, arrays, {**info, "fits": self._fits()})
+
+    def load_start(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """What `save_start` kept; None where it did not."""
         found = read_best(self.folder / START)
-        if found is None:
-            return None
-        arrays, info = found
-        return select_prefix(arrays, "decoder/"), select_prefix(arrays, "encoder/"), self._fitting(info)
+        return (found[0], self._fitting(found[1])) if found else None
 
     def load_start_networks(self) -> tuple[Any, Any]:
         """The decoder, grown by new words, and the encoder that training began with.
@@ -315,12 +319,6 @@ class Run:
 
     def _version(self) -> str:
         return str(_read_config(self.folder)["captioner"])
-
-
-def _arrays(decoder: Mapping[str, np.ndarray], encoder: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {f"decoder/{name}": array for name, array in decoder.items()} | {
-        f"encoder/{name}": array for name, array in encoder.items()
-    }
 
 
 def _describe(encoder: Any) -> dict[str, Any]:

@@ -80,7 +80,8 @@ class AdaptStep(TrainStep):
         decoder: in training.
         encoder: frozen.
         updater: of the decoder's variables.
-        start: the start's decoder, of the first of the words.
+        start: the start's decoder, of the first V of the words.
+        shares: (n, V), of these in each of the n others.
         captions: what the start writes.
     """
 
@@ -93,10 +94,11 @@ class AdaptStep(TrainStep):
         updater: TrainOptimizer,
         *,
         start: CaptionDecoder,
+        shares: np.ndarray,
         captions: StartCaptions,
     ) -> None:
         super().__init__(config, phase, decoder, encoder, updater)
-        self.start, self.captions = start, captions
+        self.start, self.shares, self.captions = start, shares, captions
 
     def train(self, batch: Any, step: int) -> StepStats:
         """One step."""
@@ -139,7 +141,7 @@ class AdaptStep(TrainStep):
         inputs = (cells, words_in)
         now = self.decoder.packed_forward(inputs, words_out, weights, dropout_seed)
         then = self.start.packed_forward(inputs, words_out, weights)
-        moved = divergence(then.logits, now.logits)
+        moved = divergence(then.logits, now.logits, self.shares)
         real = tf.cast(now.weights != 0, tf.float32)
         return tf.reduce_sum(moved * real), tf.reduce_sum(real)
 

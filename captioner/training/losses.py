@@ -64,19 +64,25 @@ def reward_loss(packed: Packed, words: Tensor) -> Tensor:
     return tf.reduce_sum(nats * packed.weights) / words
 
 
-def divergence(then: Tensor, now: Tensor) -> Tensor:
+def divergence(then: Tensor, now: Tensor, shares: Tensor) -> Tensor:
     """How far probabilities have moved, in nats: the Kullback-Leibler divergence of the later ones.
+
+    What a new word takes from the words whose place it has, such as a dog's name from "dog", is no move: it
+    is counted as theirs.
 
     Args:
         then: (M, V) logits, to be kept to.
-        now: (M, V + n) logits of the same words and n new ones: what goes to these is lost to the others.
+        now: (M, V + n) logits of the same words and n new ones.
+        shares: (n, V), of the words in each new one; each row adds up to 1.
 
     Returns:
         (M,), differentiable by `now`.
     """
+    V = tf.shape(then)[1]
     before = tf.stop_gradient(tf.nn.log_softmax(then))
-    after = tf.nn.log_softmax(now)[:, : tf.shape(then)[1]]
-    return tf.reduce_sum(tf.exp(before) * (before - after), -1)
+    share = tf.nn.softmax(now)
+    after = share[:, :V] + tf.matmul(share[:, V:], tf.cast(shares, share.dtype))
+    return tf.reduce_sum(tf.exp(before) * (before - tf.math.log(after + TINY)), -1)
 
 
 def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,9 @@ from captioner.config import Config
 from captioner.data.vocabulary import SPECIAL_WORDS, UNK, Vocabulary, words_of
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
+from captioner.models.encoder import Encoder
 from captioner.runs.run_folder import Run
+from captioner.runs.weights import select_prefix
 from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
 
 PICTURES_AT_A_TIME = 16
@@ -30,17 +32,25 @@ class Start(NamedTuple):
     """Where a training begins.
 
     Attributes:
-        decoder: its weights by name, grown by the new words.
+        decoder: its weights by name, grown by n new words.
+        shares: (n, V), of the run's words, which come first, in each new one.
         info: of the run that they come from: run, epoch, words, new_words, start (that run's own).
     """
 
     decoder: dict[str, np.ndarray]
+    shares: np.ndarray
     info: dict[str, Any]
 
-    @property
-    def words(self) -> int:
-        """How many of the words are that run's; they come first."""
-        return int(self.info["words"])
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray], info: dict[str, Any]) -> Start:
+        """What `arrays` gave."""
+        return cls(select_prefix(arrays, "decoder/"), arrays["shares"], info)
+
+    def arrays(self, encoder: Encoder) -> dict[str, np.ndarray]:
+        """All that a run has to keep in order to go on by itself."""
+        networks = {"decoder": self.decoder, "encoder": encoder.weights_dict()}
+        kept = {f"{part}/{name}": x for part, weights in networks.items() for name, x in weights.items()}
+        return {**kept, "shares": self.shares}
 
 
 def grown_start(
@@ -69,7 +79,7 @@ def grown_start(
         "new_words": list(vocabulary.words[len(words) :]),
         "start": run.start,
     }
-    return Start(grow_rows(decoder.weights_dict(), shares), info)
+    return Start(grow_rows(decoder.weights_dict(), shares), shares, info)
 
 
 def config_from(config: Config, start: Config) -> Config:
@@ -178,4 +188,4 @@ def word_shares(
         np.add.at(total, words.numpy()[new] - V, shares.numpy()[new])
     total[:, : len(SPECIAL_WORDS)] = 0
     total[total.sum(1) == 0, len(SPECIAL_WORDS) :] = 1
-    return total / total.sum(1, keepdims=True)
+    return (total / total.sum(1, keepdims=True)).astype("float32")

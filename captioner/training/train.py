@@ -31,6 +31,7 @@ from captioner.models.encoder import Encoder, load_encoder
 from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.models.regularizers import load_regularizer
 from captioner.runs.run_folder import DATA, Run
+from captioner.runs.weights import select_prefix
 from captioner.system import console
 from captioner.system.files import atomic_write, json_text
 from captioner.system.hardware import precision
@@ -168,10 +169,9 @@ class Training:
             source = self._store("train")
             captions = self._table("train", source)
             start = grown_start(Run.open(self.config.start), self.run.vocabulary, captions, source)
-            self.run.save_start(start.decoder, self.encoder.weights_dict(), start.info)
+            self.run.save_start(start.arrays(self.encoder), start.info)
             return start
-        decoder, _, info = kept
-        return Start(decoder, info)
+        return Start.of(*kept)
 
     def fit_to_budget(self, seconds: float, *, since: float) -> None:
         """Leave out the epochs for which there is no time, told by a few steps of each phase.
@@ -269,17 +269,16 @@ class Training:
     ) -> TrainStep:
         if not phase.closeness:
             return TrainStep(self.config, phase, self.decoder, self.encoder, updater)
-        words = self.start.words
+        words = self.start.shares.shape[1]
         decoder = self._new_decoder(words)
         decoder.load_weights_dict(first_rows(self.start.decoder, words))
         vocabulary = Vocabulary(self.run.vocabulary.words[:words])
         captioner = Captioner(self.encoder, decoder, vocabulary, self.config.decode)
         records = [*self.records.get("uncorrected", ()), *self.records["train"]]
         records = [record for record in records if record.id in source]
-        captions = StartCaptions(captioner, source, records, self.run.vocabulary, seed)
-        return AdaptStep(
-            self.config, phase, self.decoder, self.encoder, updater, start=decoder, captions=captions
-        )
+        own = StartCaptions(captioner, source, records, self.run.vocabulary, seed)
+        networks = (self.decoder, self.encoder, updater)
+        return AdaptStep(self.config, phase, *networks, start=decoder, shares=self.start.shares, captions=own)
 
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:
         """Features of frozen encoders come from the cache, everything else from the pictures."""
@@ -363,7 +362,7 @@ def _load_encoder(config: Config, start: Run | None, run: Run | None) -> Encoder
         size = run.encoder_info["size"][0]
         return load_encoder(
             wanted.name,
-            weights=kept[1],
+            weights=select_prefix(kept[0], "encoder/"),
             size=size,
             flip_augmented=wanted.flip_augmented,
             architecture=run.encoder_info.get("architecture"),

@@ -93,10 +93,13 @@ def test_a_new_word_begins_as_what_the_run_says_in_its_place() -> None:
 
 def test_divergence_is_nothing_where_nothing_has_moved() -> None:
     logits = tf.constant([[1.0, 2.0, 3.0], [0.0, 0.0, 5.0]])
-    np.testing.assert_allclose(divergence(logits, logits + 7), [0, 0], atol=1e-6)
-    # Two words of one half each; a third takes half of both: log 2.
-    moved = divergence(tf.constant([[0.0, 0.0]]), tf.math.log([[0.25, 0.25, 0.5]]))
-    np.testing.assert_allclose(moved, [np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(divergence(logits, logits + 7, np.zeros((0, 3), "f")), [0, 0], atol=1e-6)
+    # Two words of one half each. A third takes half of both, in whose place it stands: nothing has moved.
+    then, now = tf.constant([[0.0, 0.0]]), tf.math.log([[0.25, 0.25, 0.5]])
+    np.testing.assert_allclose(divergence(then, now, np.array([[0.5, 0.5]], "f")), [0], atol=1e-6)
+    # It stands for the first alone: the second has half of what it had.
+    moved = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
+    np.testing.assert_allclose(divergence(then, now, np.array([[1, 0]], "f")), [moved], rtol=1e-5)
 
 
 def test_what_the_start_says_rightly_is_kept() -> None:
@@ -131,17 +134,18 @@ def test_steps_stay_closer_to_the_start_with_closeness() -> None:
     for closeness in (0.01, 10.0):
         phase = PhaseConfig(closeness=closeness, learning_rate=0.01, warmup_steps=0, use_dropout=False)
         decoder = CaptionDecoder(config.decoder, vocabulary_size=len(words), channels=encoder.channels)
-        decoder.load_weights_dict(
-            grow_rows(start.weights_dict(), np.full((len(words) - len(OLD), len(OLD)), 1 / len(OLD)))
-        )
+        shares = np.full((len(words) - len(OLD), len(OLD)), 1 / len(OLD), "float32")
+        decoder.load_weights_dict(grow_rows(start.weights_dict(), shares))
         updater = TrainOptimizer(phase, 20, decoder.trainable_variables)
-        step = AdaptStep(config, phase, decoder, encoder, updater, start=start, captions=captions)
+        step = AdaptStep(
+            config, phase, decoder, encoder, updater, start=start, shares=shares, captions=captions
+        )
         losses.append(
             [step.train(((features, learned[0]), *learned[1:]), n).cross_entropy_sum for n in range(8)]
         )
         inputs = (tf.cast(batch[0], tf.float32), batch[1])
         then, now = (d.packed_forward(inputs, *batch[2:]).logits for d in (start, decoder))
-        distances.append(float(tf.reduce_mean(divergence(then, now))))
+        distances.append(float(tf.reduce_mean(divergence(then, now, shares))))
     assert losses[0][-1] < losses[0][0]
     assert distances[1] < distances[0] / 2
 
