@@ -31,7 +31,8 @@ from captioner.evaluation.scoring import Evaluation
 from captioner.inference.caption import Caption
 from captioner.runs.run_folder import Run
 from captioner.system.files import atomic_write
-from captioner.visualization.plots import LABELS, LOSSES
+from captioner.visualization.attention_overlay import attention_light
+from captioner.visualization.history import LABELS, LOSSES
 from captioner.visualization.svg_charts import bar_chart, line_chart, nice_ticks
 
 PICTURES = 6  # in each of best, typical, worst
@@ -441,10 +442,7 @@ def _map(weights: np.ndarray) -> Image.Image:
     height, width = weights.shape
     scale = _MAP_PIXELS / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    soft = Image.fromarray(np.asarray(weights, np.float32)).resize(size, Image.Resampling.BICUBIC)
-    light = np.clip(np.asarray(soft), 0, None)
-    light = (light / max(float(light.max()), 1e-9)) ** 0.8
-    alpha = (255 * light).astype(np.uint8)
+    alpha = (255 * attention_light(weights, size)).astype(np.uint8)
     return Image.merge("LA", [Image.new("L", size), Image.fromarray(alpha)])
 
 

@@ -199,7 +199,8 @@ class PhaseTrainer:
         self.run.append_history(entry)
         if self.run.config.train.tensorboard:
             _summarise(entry, str(self.run.folder / "tensorboard" / self.name))
-        better = selected > float(self.state.best)
+        known = (self.run.best or {}).get("dev_loss", math.inf)
+        better = (selected, -entry["dev_loss"]) > (float(self.state.best), -known)
         if better:
             self.state.best.assign(selected)
             self.state.best_epoch.assign(epoch + 1)

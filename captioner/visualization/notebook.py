@@ -19,6 +19,7 @@ from PIL import Image
 
 from captioner.data.images import read_image
 from captioner.errors import ImageError
+from captioner.visualization.attention_overlay import lit
 
 PICTURE_PIXELS, TILE_PIXELS = 320, 96  # longest sides
 _FAINT = "opacity:.65;font-size:.85em"
@@ -78,8 +79,9 @@ def _looks(caption: Any, picture: np.ndarray) -> Iterator[str]:
     tile = _fitted(picture, TILE_PIXELS)
     yield '<div style="display:flex;flex-wrap:wrap;gap:6px;margin-top:.8em">'
     for word, weights in zip(caption.words, caption.attention, strict=True):
-        lit = _image(_lit(tile, weights), word, "border-radius:3px;display:block")
-        yield f'<div style="text-align:center;font-size:.85em">{escape(word)}{lit}</div>'
+        seen = Image.fromarray(lit(np.asarray(tile), weights))
+        shown = _image(seen, word, "border-radius:3px;display:block")
+        yield f'<div style="text-align:center;font-size:.85em">{escape(word)}{shown}</div>'
     yield "</div>"
 
 
@@ -94,14 +96,6 @@ def _fitted(pixels: np.ndarray, most: int) -> Image.Image:
     picture = Image.fromarray(pixels)
     picture.thumbnail((most, most))
     return picture
-
-
-def _lit(picture: Image.Image, weights: np.ndarray) -> Image.Image:
-    """The picture, dark where the weights (h, w) are small."""
-    light = np.asarray(weights, np.float64) / max(float(np.max(weights)), 1e-12)  # (h, w)
-    mask = Image.fromarray((light * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
-    dark = picture.point([value // 5 for value in range(256)] * 3)
-    return Image.composite(picture, dark, mask)
 
 
 def _image(picture: Image.Image, title: str, style: str) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,10 +24,12 @@ from captioner.data.images import read_image
 from captioner.data.vocabulary import join_words
 from captioner.errors import CaptionerError, ImageError
 from captioner.system.files import replacing
+from captioner.visualization.attention_overlay import lit
 from captioner.visualization.fonts import fonts_for, wrapped
+from captioner.visualization.history import LABELS, LOSSES, SCORES, best_epoch, curves, phases
 
 PAPER, INK, PALE, BAND = "#ffffff", "#22262b", "#7a828c", "#f3f5f7"
-COLOURS = {
+COLORS = {
     "train_loss": "#9aa5b1",
     "dev_loss": "#1f6feb",
     "cider": "#d1495b",
@@ -37,17 +38,6 @@ COLOURS = {
     "meteor": "#8e5cd9",
     "reward": "#9aa5b1",
 }
-LABELS = {
-    "train_loss": "train",
-    "dev_loss": "dev",
-    "cider": "CIDEr",
-    "bleu4": "BLEU-4",
-    "rouge_l": "ROUGE-L",
-    "meteor": "METEOR",
-    "reward": "reward",
-}
-LOSSES = ("train_loss", "dev_loss")
-SCORES = ("cider", "bleu4", "rouge_l", "meteor", "reward")
 _DPI = 144
 # What drawings say of their origin, by which the command line knows that it may write one anew.
 _MARKS: dict[str, dict[str, Any]] = {
@@ -59,7 +49,7 @@ _SHOWN_PIXELS = 512  # longer side of a picture in a drawing
 
 
 def plot_history(history: Sequence[Mapping[str, Any]], path: str | Path, *, select: str = "cider") -> None:
-    """Losses and dev scores of a training over its epochs; phases are bands, the best epoch is marked.
+    """Losses and dev scores of a training over its epochs; phases are bands, the best epoch is ringed.
 
     Args:
         history: one entry an epoch, as `Run.history()` gives them; what is missing is left out.
@@ -68,14 +58,14 @@ def plot_history(history: Sequence[Mapping[str, Any]], path: str | Path, *, sele
     """
     figure = Figure(figsize=(11, 4.3), facecolor=PAPER)
     left, right = figure.subplots(1, 2)
-    _curves(left, history, LOSSES, "loss, nats per word")
-    _curves(right, history, SCORES, "dev scores, per cent")
-    best = _best(history, select)
+    best = best_epoch(history, select)
+    _draw_curves(left, history, LOSSES, "loss, nats per word", best)
+    _draw_curves(right, history, SCORES, "dev scores, per cent", best)
     if best is not None:
-        value = history[best][select]
-        right.plot([best + 1], [value], "o", ms=9, mfc="none", mec=COLOURS.get(select, INK), mew=1.6)
-        name = f"{history[best].get('phase', '')} epoch {history[best].get('epoch', best + 1)}".strip()
-        title = f"best: {name}, {LABELS.get(select, select)} {value:.1f}"
+        entry = history[best]
+        key = "dev_loss" if select == "loss" else select
+        name = f"{entry.get('phase', '')} epoch {entry.get('epoch', best + 1)}".strip()
+        title = f"best: {name}, {LABELS.get(key, key)} {entry[key]:.{2 if key in LOSSES else 1}f}"
         right.set_title(title, loc="right", fontsize=9.5, color=PALE, pad=18)
     figure.subplots_adjust(left=0.045, right=0.885, top=0.86, bottom=0.12, wspace=0.32)
     _save(figure, path)
@@ -105,7 +95,7 @@ def plot_attention(
     ratio = picture.shape[0] / picture.shape[1]
     text = join_words(words) or "(no words)"
     fonts = fonts_for(text)
-    panels = [picture, *(_lit(picture, weights) for weights in attention)]
+    panels = [picture, *(lit(picture, weights) for weights in attention)]
     columns = _columns(len(panels), ratio)
     across = 2.1 / math.sqrt(ratio)  # inches; panels have the same area whatever their shape
     down, gap, above = across * ratio, 0.12, 0.36  # the word stands above its panel
@@ -151,24 +141,25 @@ def plot_records(records: Sequence[CaptionedImage], path: str | Path, *, caption
             _framed(figure.add_axes((x / width, bottom / height, side / width, side / height)), record)
             for text in texts[record.id]:
                 y = bottom - 0.1 - text.place * line
-                figure.text(x / width, y / height, text.text, color=text.colour, **style)
+                figure.text(x / width, y / height, text.text, color=text.color, **style)
         bottom -= tall
     _save(figure, path)
 
 
-def _curves(axes: Axes, history: Sequence[Mapping[str, Any]], keys: Iterable[str], title: str) -> None:
-    """The lines of one panel, each named at its end."""
+def _draw_curves(
+    axes: Axes, history: Sequence[Mapping[str, Any]], keys: Sequence[str], title: str, best: int | None
+) -> None:
+    """The lines of one panel, each named at its end; a ring where the best epoch is."""
     _phase_bands(axes, history)
     epochs = np.arange(1, len(history) + 1)
-    ends: list[tuple[float, float, str]] = []
-    for key in keys:
-        values = np.array([np.nan if entry.get(key) is None else entry[key] for entry in history], float)
-        known = np.flatnonzero(np.isfinite(values))
-        if not len(known):
-            continue
+    ends: list[tuple[float, str]] = []
+    for key, values in curves(history, keys).items():
         style = ":" if key == "reward" else "-"
-        axes.plot(epochs, values, style, color=COLOURS[key], lw=2, marker="o", ms=3.2, solid_capstyle="round")
-        ends.append((values[known[-1]], epochs[known[-1]], key))
+        heights = np.array(values, float)  # None: not a number, a gap
+        axes.plot(epochs, heights, style, color=COLORS[key], lw=2, marker="o", ms=3.2, solid_capstyle="round")
+        ends.append((next(value for value in reversed(values) if value is not None), key))
+        if best is not None and key != "train_loss":
+            axes.plot([best + 1], heights[[best]], "o", ms=9, mfc="none", mec=COLORS[key], mew=1.6)
     axes.set_title(title, loc="left", fontsize=11, color=INK, pad=18)
     axes.set_xlabel("epoch", fontsize=9.5, color=PALE)
     axes.set_xlim(0.5, max(1, len(history)) + 0.5)
@@ -182,41 +173,23 @@ def _curves(axes: Axes, history: Sequence[Mapping[str, Any]], keys: Iterable[str
     _name_ends(axes, ends)
 
 
-def _name_ends(axes: Axes, ends: list[tuple[float, float, str]]) -> None:
+def _name_ends(axes: Axes, ends: list[tuple[float, str]]) -> None:
     """The name and last value of each line, right of the panel, kept apart where lines end close together."""
     low, high = axes.get_ylim()
     last = -math.inf
-    for value, _, key in sorted(ends):
+    for value, key in sorted(ends):
         place = max((value - low) / (high - low), last + 0.062)
         last = place
         label = f" {LABELS[key]} {value:.2f}" if key in LOSSES else f" {LABELS[key]} {value:.1f}"
-        axes.text(1.0, place, label, transform=axes.transAxes, color=COLOURS[key], fontsize=9.5, va="center")
+        axes.text(1.0, place, label, transform=axes.transAxes, color=COLORS[key], fontsize=9.5, va="center")
 
 
 def _phase_bands(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
-    start = 0.5
-    for number, (phase, entries) in enumerate(
-        groupby(history, key=lambda entry: str(entry.get("phase", "")))
-    ):
-        end = start + len(list(entries))
+    text: dict[str, Any] = {"ha": "center", "va": "bottom", "fontsize": 9, "color": PALE}
+    for number, (phase, start, end) in enumerate(phases(history)):
         if number % 2 == 0:
-            axes.axvspan(start, end, color=BAND, lw=0, zorder=0)
-        place = ((start + end) / 2, 1.02)
-        axes.text(
-            *place,
-            phase,
-            transform=axes.get_xaxis_transform(),
-            ha="center",
-            va="bottom",
-            fontsize=9,
-            color=PALE,
-        )
-        start = end
-
-
-def _best(history: Sequence[Mapping[str, Any]], select: str) -> int | None:
-    known = [i for i, entry in enumerate(history) if entry.get(select) is not None]
-    return max(known, key=lambda i: history[i][select]) if known else None
+            axes.axvspan(start + 0.5, end + 0.5, color=BAND, lw=0, zorder=0)
+        axes.text((start + end + 1) / 2, 1.02, phase, transform=axes.get_xaxis_transform(), **text)
 
 
 def _shown(pixels: np.ndarray) -> np.ndarray:
@@ -225,19 +198,6 @@ def _shown(pixels: np.ndarray) -> np.ndarray:
     scale = _SHOWN_PIXELS / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     return np.asarray(picture.resize(size, Image.Resampling.LANCZOS))
-
-
-def _lit(picture: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(H, W, 3): full colour where the weights (h, w) are highest, dark and grey where there are none."""
-    height, width = picture.shape[:2]
-    soft = Image.fromarray(np.asarray(weights, np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    light = np.clip(np.asarray(soft), 0, None)
-    light = (light / max(float(light.max()), 1e-9))[..., None] ** 0.8  # (H, W, 1)
-    colours = picture.astype(np.float32)
-    grey = colours.mean(-1, keepdims=True)
-    dark = 0.25 * (0.35 * colours + 0.65 * grey) + np.array([6, 9, 22], np.float32)
-    warm = colours + 26 * light**2 * np.array([1.0, 0.75, 0.2], np.float32)
-    return np.clip(light * warm + (1 - light) * dark, 0, 255).astype(np.uint8)
 
 
 def _columns(panels: int, ratio: float) -> int:
@@ -271,7 +231,7 @@ def _framed(axes: Axes, record: CaptionedImage) -> None:
 class _Line(NamedTuple):
     place: float  # in lines below the picture
     text: str
-    colour: str
+    color: str
 
 
 def _sheet_lines(record: CaptionedImage, captions: int) -> list[_Line]:

@@ -1,6 +1,6 @@
 """Charts as SVG text: lines over epochs, bars side by side. Numbers in, markup out; no file, no library.
 
-Colours are classes (`line-cider`, `bar-0`, …) which the page around a chart defines, for light and for dark.
+Colors are classes (`line-cider`, `bar-0`, …) which the page around a chart defines, for light and for dark.
 """
 
 from __future__ import annotations
@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from itertools import groupby
 from typing import Any
+
+from captioner.visualization.history import curves, phases
 
 WIDTH, HEIGHT = 520, 250  # of a chart, in its own units
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 104, 26, 30
@@ -23,8 +24,7 @@ def line_chart(history: Sequence[Mapping[str, Any]], labels: Mapping[str, str], 
         labels: key of the entries to what the line is called.
         title: read out by screen readers.
     """
-    lines = {key: [_number(entry.get(key)) for entry in history] for key in labels}
-    lines = {key: values for key, values in lines.items() if any(value is not None for value in values)}
+    lines = curves(history, labels)
     if not lines:
         return ""
     known = [value for values in lines.values() for value in values if value is not None]
@@ -98,16 +98,13 @@ def nice_ticks(low: float, high: float) -> list[float]:
 
 def _bands(history: Sequence[Mapping[str, Any]], x: Any) -> Iterator[str]:
     """The phases, every other one shaded, named above where there is room."""
-    start = 0
-    for number, (phase, entries) in enumerate(groupby(history, lambda entry: str(entry.get("phase", "")))):
-        end = start + len(list(entries))
+    for number, (phase, start, end) in enumerate(phases(history)):
         left, right = x(start), x(end)
         kind = "band" if number % 2 == 0 else "band other"
         box = f'x="{left:.1f}" y="{_TOP}" width="{right - left:.1f}" height="{HEIGHT - _TOP - _BOTTOM}"'
         yield f'<rect class="{kind}" {box}>{_title(phase)}</rect>'
         if right - left > 6.5 * len(phase):
             yield _text((left + right) / 2, _TOP - 9, phase, "tick", "middle")
-        start = end
 
 
 def _grid(ticks: Sequence[float], y: Any, unit: str = "", right: float = WIDTH - _RIGHT) -> Iterator[str]:
@@ -139,7 +136,3 @@ def _text(x: float, y: float, text: str, kind: str, anchor: str) -> str:
 
 def _title(text: str) -> str:
     return f"<title>{escape(text)}</title>"
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -12,8 +12,10 @@ from PIL import Image
 from captioner.data.datasets import CaptionedImage
 from captioner.errors import CaptionerError
 from captioner.visualization import fonts as lettering
+from captioner.visualization.attention_overlay import lit
 from captioner.visualization.fonts import fonts_for, wrapped
-from captioner.visualization.plots import _lit, plot_attention, plot_history, plot_records
+from captioner.visualization.history import best_epoch
+from captioner.visualization.plots import plot_attention, plot_history, plot_records
 
 GREY = np.full((60, 90, 3), 160, np.uint8)
 
@@ -58,14 +60,26 @@ def test_a_drawing_replaces_the_one_before(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "new" / "loss.svg").read_text(encoding="utf-8")
 
 
+def test_the_best_epoch_has_a_ring_on_both_panels(tmp_path: Path) -> None:
+    """Where all scores are equal, as CIDEr of one dev picture is, it is the one of the lowest dev loss."""
+    flat = [entry("decoder", n, cider=0.0, dev_loss=loss) for n, loss in enumerate((3.0, 2.0, 2.5), start=1)]
+    assert best_epoch(flat, "cider") == best_epoch(flat, "loss") == 1
+    assert best_epoch([{"phase": "decoder"}], "cider") is None
+    for select in ("cider", "loss"):
+        plot_history(flat, tmp_path / "with.svg", select=select)
+        plot_history(flat, tmp_path / "without.svg", select="no such score")
+        rings = [(tmp_path / f"{name}.svg").read_text("utf-8").count("<use") for name in ("with", "without")]
+        assert rings[0] > rings[1]
+
+
 def test_light_falls_where_the_model_looked() -> None:
     weights = np.zeros((3, 3))
     weights[0, 2] = 1  # top right
-    lit = _lit(GREY, weights).mean(-1)
-    assert np.unravel_index(lit.argmax(), lit.shape)[0] < 20
-    assert np.unravel_index(lit.argmax(), lit.shape)[1] >= 60
-    assert lit[50, 10] < 60 < 150 < lit[5, 85]
-    everywhere = _lit(GREY, np.full((3, 3), 1 / 9)).mean(-1)
+    light = lit(GREY, weights).mean(-1)
+    assert np.unravel_index(light.argmax(), light.shape)[0] < 20
+    assert np.unravel_index(light.argmax(), light.shape)[1] >= 60
+    assert light[50, 10] < 60 < 150 < light[5, 85]
+    everywhere = lit(GREY, np.full((3, 3), 1 / 9)).mean(-1)
     assert everywhere.min() > 150  # looking everywhere leaves nothing dark
 
 
