@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import resources
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +63,53 @@ class DecoderConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DecodeConfig:
-    """How a caption is searched for."""
+class Bounds:
+    """What a decoding option may be and what it does, wherever it is set: file, flag, call, request or page.
 
-    beam: int = 3  # hypotheses kept; 1: greedy
-    length_normalization: float = 0.7  # score = log probability / words ** this
-    max_words: int = 24  # a caption ends here at the latest
-    no_repeat: int = 0  # forbid repeating any run of this many words; 0: off
+    >>> Bounds(int, 1, 100, "hypotheses kept").expected
+    'a whole number from 1 to 100'
+    """
+
+    kind: type[int] | type[float]
+    low: float
+    high: float
+    help: str  # what people are told
+    above: bool = False  # `low` itself is too little
+
+    def fits(self, value: Any) -> bool:
+        """Whether it is a number of this kind and within the bounds."""
+        if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
+            return False
+        number = float(value)
+        return self.low <= number <= self.high and not (self.above and number == self.low)
+
+    @property
+    def expected(self) -> str:
+        """The end of a sentence: expected …"""
+        high = f"{self.high:g}" if self.high < 1e6 else f"{self.high:.0f}"
+        return f"{_KINDS[self.kind]} {'above' if self.above else 'from'} {self.low:g} to {high}"
+
+
+def bounded(default: Any, kind: Any, low: float, high: float, help: str, *, above: bool = False) -> Any:
+    """A field of a dataclass with its `Bounds` in the metadata."""
+    bounds = Bounds(kind, low, high, help, above)
+    return dataclasses.field(default=default, metadata={"bounds": bounds})
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How a caption is searched for; what a single call may ask besides: `inference.search_options`."""
+
+    beam: int = bounded(3, int, 1, 100, "hypotheses kept; 1 is greedy")
+    length_normalization: float = bounded(
+        0.7,
+        float,
+        0,
+        10,
+        "score = log probability / words ** this: 0 prefers short captions, 1 and more long",
+    )
+    max_words: int = bounded(24, int, 1, 1000, "end captions here at the latest")
+    no_repeat: int = bounded(0, int, 0, 100, "never write the same N words in a row twice; 0: may")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +137,7 @@ class PhaseConfig:
     patience: int = 0  # stop after this many epochs without a better dev score; 0: never
     pictures_per_batch: int = 16  # at most, with all their captions; fewer where an epoch would be < 64 steps
     captions_per_picture: int = 0  # drawn anew each epoch; 0: all
+    languages: tuple[str, ...] = ()  # reward: one drawn a picture; named twice: twice as often; (): alike
     optimizer: str = "adam"  # a row of optimizers.OPTIMIZERS, or package.module:name
     learning_rate: float = 8e-4  # of the decoder
     encoder_learning_rate: float = 1e-4  # of the encoder, when trained
@@ -226,6 +266,8 @@ def _without_effect(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
 
 def recipes() -> dict[str, str]:
     """Name and TOML text of every recipe that comes with the package."""
+    from importlib import resources  # with what it brings, slower to load than the rest of this file
+
     folder = resources.files("captioner") / "recipes"
     files = [entry for entry in folder.iterdir() if entry.name.endswith(".toml")]
     return {
@@ -253,6 +295,8 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
+    import tomllib
+
     known = recipes()
     path = Path(recipe)
     if recipe in known:
@@ -272,6 +316,8 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in the nested dictionary."""
+    import tomllib
+
     path, equals, text = override.partition("=")
     keys = _current_key(path.strip()).split(".")
     if not equals or not all(keys):
@@ -381,12 +427,12 @@ _CHOICES = {
 _PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
 _SHARES = ("dropout", "grid_dropout", "label_smoothing", "ema_decay")
 _POSITIVE = (
-    *("units", "embedding", "heads", "beam", "max_words"),
+    *("units", "embedding", "heads", "max_words"),
     *("epochs", "pictures_per_batch", "max_to_keep", "samples"),
 )
 # Beyond these is a slip of the finger, and more memory than there is.
 _MOST = {"units": 16384, "embedding": 16384, "size": 2048, "pictures_per_batch": 10000, "samples": 100}
-_MOST |= {"beam": 100, "max_words": 1000}
+_MOST |= {"max_words": 1000}
 
 
 def _validate(config: Config, source: str) -> None:
@@ -401,7 +447,9 @@ def _validate(config: Config, source: str) -> None:
             choices = _CHOICES.get(name) or phase_choices.get(key)
             if choices and value not in choices:
                 raise ConfigError(f"{source}: " + unknown_name(name, str(value), choices))
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if section == "decode":
+                _check_bounds(f"{source}: {name}", DecodeConfig, key, value)
+            elif isinstance(value, int | float) and not isinstance(value, bool):
                 _check_number(f"{source}: {name}", key, value)
     for name, phase in config.phases.items():
         wrong = [part for part in phase.trains if part not in ("decoder", "encoder")]
@@ -413,6 +461,12 @@ def _validate(config: Config, source: str) -> None:
         raise ConfigError(
             f"{source}: decoder.units ({config.decoder.units}) must be a multiple of decoder.heads"
         )
+
+
+def _check_bounds(name: str, cls: Any, key: str, value: Any) -> None:
+    bounds: Bounds = cls.__dataclass_fields__[key].metadata["bounds"]
+    if not bounds.fits(value):
+        raise ConfigError(f"{name} = {value}: expected {bounds.expected}")
 
 
 def _check_number(name: str, key: str, value: float) -> None:

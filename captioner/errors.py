@@ -3,6 +3,7 @@
     CaptionerError            exit code 2: `error: …` on stderr, never a traceback
     ├── ConfigError           a recipe, a key, a value, a name
     ├── DataError             a data set: missing, unreadable, of another format
+    │   └── MissingSplit      it has splits, but not the one asked for
     ├── ImageError            one picture: names its path; long jobs record it and go on
     ├── EncoderError          a CNN or its weights
     ├── CacheError            the feature cache
@@ -34,6 +35,10 @@ class ConfigError(CaptionerError):
 
 class DataError(CaptionerError):
     """A data set that cannot be read as asked."""
+
+
+class MissingSplit(DataError):
+    """A data set with splits of its own, but without the one asked for."""
 
 
 class ImageError(CaptionerError):

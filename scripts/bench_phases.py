@@ -89,7 +89,7 @@ class Phase:
         )
         self.variables = trained_variables(phase, decoder, self.encoder)
         updater = TrainOptimizer(phase, self.batches.steps * phase.epochs, *self.variables)
-        self.steps = TrainStep(config, phase, decoder, self.encoder, updater)
+        self.steps = TrainStep(config, phase, decoder, self.encoder, updater, given.vocabulary)
         self.facts = {"material": given.what, "pictures a batch": phase.pictures_per_batch}
 
     def run(self, steps: int) -> float:

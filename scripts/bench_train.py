@@ -142,7 +142,9 @@ class Ours:
         )
         trained = trained_variables(phase, self.decoder, self.encoder)
         self.updater = TrainOptimizer(phase, self.batches.steps * phase.epochs, *trained)
-        self.steps = TrainStep(config, phase, self.decoder, self.encoder, self.updater)
+        self.steps = TrainStep(
+            config, phase, self.decoder, self.encoder, self.updater, self.material.vocabulary
+        )
         self.epochs = 0
 
     def epoch(self, number: int, limit: int | None = None) -> Any:

@@ -27,9 +27,11 @@ def main() -> int:
     arguments = parser.parse_args()
     load_tensorflow()  # now: --help need not wait for it
     from captioner.evaluation.evaluate import EvaluationOptions, evaluate
+    from captioner.inference.search_options import CaptionOptions
 
     with tempfile.TemporaryDirectory() as unkept:
-        plan = EvaluationOptions(split=arguments.split, beam=arguments.beam)
+        decoding = CaptionOptions.of({"beam": arguments.beam, "batch_size": 64})
+        plan = EvaluationOptions(split=arguments.split, decoding=decoding)
         found = evaluate(arguments.run, arguments.data, arguments.out or unkept, plan=plan)
     for name in ("bleu1", "bleu2", "bleu3", "bleu4"):
         print(f"{name} {found.scores[name]:.2f}")

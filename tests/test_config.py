@@ -74,7 +74,7 @@ def test_values_are_toml_and_bare_words_are_text(override, found):
         ("decoder.dropout=1.0", "expected a share from 0 to below 1"),
         ("decoder.units=0", "expected 1 or more"),
         ("decoder.units=1000000000", "expected 16384 at most"),
-        ("decode.beam=101", "expected 100 at most"),
+        ("decode.beam=101", "expected a whole number from 1 to 100"),
         ("phases.decoder.learning_rate=-1", "expected 0 or more"),
         ("phases.decoder.learning_rate=nan", "expected 0 or more"),
         ("phases.decoder.clip_norm=inf", "expected 0 or more"),

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Protocol
 
+from captioner.config import Bounds
 from captioner.errors import ConfigError, unknown_name
+from captioner.inference.search_options import CaptionOptions, decoding_options
 
 
 class Command(Protocol):
@@ -69,6 +71,36 @@ def whole(least: int) -> Callable[[str], int]:
         if not text.lstrip("-").isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f'"{text}": expected a whole number from {least} on')
         return int(text)
+
+    return parse
+
+
+def decoding_arguments(add: Any, names: Sequence[str]) -> None:
+    """Flags for options of `decoding_options`: the same limits, the same words."""
+    options, defaults = decoding_options(), CaptionOptions()
+    for name in names:
+        bounds, default = options[name], getattr(defaults, name)
+        beside = f" ({default})" if default is not None else " (as the run says)" if name in SEARCHING else ""
+        flag = f"--{name.replace('_', '-')}"
+        add(flag, type=within(bounds), default=default, metavar=_METAVARS[name], help=bounds.help + beside)
+
+
+SEARCHING = ("beam", "max_words", "length_normalization", "no_repeat")  # what an evaluation may set
+_METAVARS = {"beam": "K", "length_normalization": "X", "temperature": "T", "top_p": "P", "seed": "S"}
+_METAVARS |= dict.fromkeys(("n_best", "max_words", "no_repeat", "top_k"), "N")
+
+
+def within(bounds: Bounds) -> Callable[[str], int | float]:
+    """The type of an argument that is a number within bounds."""
+
+    def parse(text: str) -> int | float:
+        try:
+            value = bounds.kind(text)
+        except ValueError:
+            value = float("nan")
+        if not bounds.fits(value):
+            raise argparse.ArgumentTypeError(f'"{text}": expected {bounds.expected}')
+        return value
 
     return parse
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner.cli import sharding
-from captioner.cli.arguments import apply_limits, limit_arguments, number, whole
+from captioner.cli.arguments import apply_limits, decoding_arguments, limit_arguments
 from captioner.cli.outputs import check_files, force_argument
 from captioner.errors import ConfigError, RunError, unknown_name
 
@@ -49,9 +49,8 @@ def add_arguments(add: Any) -> None:
         metavar="DIR",
         help="run folder; else $CAPTIONER_RUN, else the model that comes with captioner",
     )
-    add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
-    add("--n-best", type=whole(1), default=1, metavar="N", help="the N best captions, with their probability")
-    add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
+    add("--language", metavar="L", help="such as de; all: a caption in each that the model knows (its first)")
+    decoding_arguments(add, ("beam", "n_best", "max_words", "length_normalization", "no_repeat"))
     add(
         "--json", action="store_true", help="one JSON object a picture a line: path, caption, score, or error"
     )
@@ -65,12 +64,7 @@ def add_arguments(add: Any) -> None:
         help="leave out files and folders of this name or path, such as '*_edited*'; may be repeated",
     )
     _writing_arguments(add)
-    draw = "draw words at random: "
-    positive = number(0, float("inf"), "a number above 0")
-    add("--temperature", type=positive, metavar="T", help=draw + "below 1 tamer, above 1 wilder")
-    add("--top-k", type=whole(0), metavar="N", help=draw + "from the N likeliest")
-    add("--top-p", type=number(0, 1, "a share above 0, up to 1"), metavar="P", help=draw + "from the share P")
-    add("--seed", type=whole(0), default=0, metavar="S", help="of the drawing (0)")
+    decoding_arguments(add, ("temperature", "top_k", "top_p", "seed"))
     sharding.add_arguments(add)
     limit_arguments(add)
 
@@ -145,7 +139,10 @@ def _gathered(arguments: Namespace) -> Pictures:
 
 def _caption_options(arguments: Namespace) -> dict[str, Any]:
     names = ("beam", "n_best", "max_words", "temperature", "top_k", "top_p", "seed")
-    return {name: getattr(arguments, name) for name in names}
+    options = {name: getattr(arguments, name) for name in names}
+    # Younger options only where given: what was captioned before there were any is not out of date.
+    younger = {name: getattr(arguments, name) for name in ("language", "length_normalization", "no_repeat")}
+    return options | {name: value for name, value in younger.items() if value is not None}
 
 
 def _captions_of(

@@ -13,7 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.arguments import apply_limits, format_argument, limit_arguments, whole
+from captioner.cli.arguments import (
+    SEARCHING,
+    apply_limits,
+    decoding_arguments,
+    format_argument,
+    limit_arguments,
+    whole,
+)
 from captioner.cli.outputs import check_files, force_argument
 
 SUMMARY = "caption a split and score the captions"
@@ -43,8 +50,12 @@ def add_arguments(add: Any) -> None:
     )
     force_argument(add)
     add("--coco-results", metavar="FILE", help="also the captions in the form that the COCO server takes")
-    add("--beam", type=whole(1), metavar="K", help="hypotheses kept; 1 is greedy (as trained: usually 3)")
-    add("--max-words", type=whole(1), metavar="N", help="end captions here at the latest")
+    add(
+        "--language",
+        metavar="L",
+        help="of captions and references; the captions need not say that it is theirs (each that they carry)",
+    )
+    decoding_arguments(add, SEARCHING)
     add("--batch-size", type=whole(1), default=64, metavar="N", help="pictures searched at a time (64)")
     limit_arguments(add)
 
@@ -69,9 +80,11 @@ def run(arguments: Namespace) -> int:
     load_tensorflow()
     from captioner.evaluation.evaluate import EvaluationOptions
     from captioner.evaluation.evaluate import evaluate as evaluate_run
+    from captioner.inference.search_options import CaptionOptions
 
-    names = ("split", "format", "beam", "max_words", "batch_size", "coco_results")
-    plan = EvaluationOptions(**{name: getattr(arguments, name) for name in names})
+    names = ("language", *SEARCHING, "batch_size")
+    decoding = CaptionOptions.of({name: getattr(arguments, name) for name in names})
+    plan = EvaluationOptions(arguments.split, arguments.format, decoding, arguments.coco_results)
     result = evaluate_run(arguments.run, arguments.data, arguments.out, plan=plan, quiet=arguments.quiet)
     for line in score_lines(result.scores):
         print(line)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from captioner.config import DecodeConfig
 from captioner.inference.caption import Alternative, Caption
 from captioner.runs.run_folder import Run
 from captioner.system.console import duration
@@ -14,6 +15,14 @@ SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider", "meteor", "met
 
 def caption_lines(caption: Caption, *, named: bool) -> Iterator[str]:
     """The caption, after its path if `named`; below it the alternatives with their probabilities, if any."""
+    if caption.by_language:
+        if named:
+            yield f"{caption.path}:"
+        for language, own in caption.by_language.items():
+            said, *others = caption_lines(own, named=False)
+            yield f"{language}: {said}"
+            yield from others
+        return
     yield f"{caption.path}: {caption.text}" if named else caption.text
     if caption.alternatives:
         ranked: list[Caption | Alternative] = [caption, *caption.alternatives]
@@ -22,10 +31,18 @@ def caption_lines(caption: Caption, *, named: bool) -> Iterator[str]:
 
 
 def score_lines(scores: dict[str, Any]) -> Iterator[str]:
-    """What `scores.json` says, the scores beside those with the pictures shuffled."""
+    """What `scores.json` says, the scores beside those with the pictures shuffled; language by language."""
+    if "languages" in scores:
+        for own in scores["languages"].values():
+            yield from score_lines(own)
+            yield ""
+        yield f"means of {len(scores['languages'])} languages: {scores_line(scores)}"
+        return
     rule, chance = scores["protocol"], scores["shuffled"] or {}
-    beam = f"; beam {rule['beam']}" if "beam" in rule else ""  # captions from elsewhere say nothing of it
-    yield f"{rule['split']} split, {rule['references']}{beam}"
+    search = [f"{name.replace('_', ' ')} {rule[name]}" for name in vars(DecodeConfig()) if name in rule]
+    spoken = f"language {rule['language']}, " if "language" in rule else ""
+    how = f"; {', '.join(search)}" if search else ""  # captions from elsewhere say nothing of it
+    yield f"{spoken}{rule['split']} split, {rule['references']}{how}"
     yield f"  {'':12}{'score':>7}" + (f"{'shuffled':>11}" if chance else "")
     for name in scores:
         if name in chance or name in SCORES:
@@ -48,6 +65,8 @@ def info_lines(run: Run) -> Iterator[str]:
     yield f"{facts['folder']} (made by captioner {facts['version']})"
     yield f"  encoder      {encoder['name']}, {grid}"
     yield f"  decoder      {decoder.units} units, {decoder.attention} attention, {facts['words']:,} words"
+    if facts["languages"]:
+        yield f"  languages    {', '.join(facts['languages'])}"
     if facts["splits"]:
         sizes = (f"{name} {count:,}" for name, count in facts["splits"].items())
         yield f"  splits       drawn from the seed: {', '.join(sizes)}"

@@ -19,7 +19,8 @@ MORE = "Writes a run folder that holds all that captioning needs. Ctrl-C finishe
 EXAMPLES = (
     "  captioner train sample --data scenes\n"
     "  captioner train flickr8k-frozen --data flickr8k --run runs/flickr8k --set decoder.units=256\n"
-    "  captioner train --resume --data flickr8k --run runs/flickr8k"
+    "  captioner train --resume --data flickr8k --run runs/flickr8k\n"
+    "  captioner train flickr8k --data en=flickr8k --data de=flickr8k-de --data zh=flickr8k-zh"
 )
 
 
@@ -31,7 +32,14 @@ def add_arguments(add: Any) -> None:
         metavar="RECIPE",
         help="name of a recipe, or a .toml file; not needed with --resume",
     )
-    add("--data", required=True, metavar="ROOT", help="folder of captioned pictures")
+    add(
+        "--data",
+        required=True,
+        action="append",
+        metavar="[LANGUAGE=]ROOT[*TIMES]",
+        help="folder of captioned pictures, their language, looks at each in an epoch; several are one set",
+    )
+    add("--language", metavar="L", help="of captions that carry none, such as de")
     add("--from", dest="start", metavar="RUN", help="begin with another run's networks and words")
     add("--run", metavar="DIR", help="folder for all the training leaves behind (a new runs/DATA-RECIPE)")
     add("--resume", action="store_true", help="go on where a stopped training in DIR was")
@@ -48,6 +56,7 @@ def add_arguments(add: Any) -> None:
 def run(arguments: Namespace) -> int:
     """`captioner train`: from a recipe to a run."""
     from captioner.cli.text import epoch_name, scores_line
+    from captioner.data.datasets import DataFolder
     from captioner.inference.loading import load_tensorflow
     from captioner.runs.run_folder import RUN_FILES
 
@@ -65,6 +74,7 @@ def run(arguments: Namespace) -> int:
         config,
         arguments.data,
         arguments.run,
+        language=arguments.language,
         resume=arguments.resume,
         minutes=arguments.budget or 0,
         quiet=arguments.quiet,
@@ -74,7 +84,8 @@ def run(arguments: Namespace) -> int:
     best = run.best or {}
     print(f"{arguments.run}: {scores_line(best)} on dev, at its best ({epoch_name(best)})")
     print(f"  captioner caption PICTURE --run {arguments.run}")
-    print(f"  captioner evaluate --run {arguments.run} --data {arguments.data} --report")
+    data = DataFolder.of(arguments.data[0]).path
+    print(f"  captioner evaluate --run {arguments.run} --data {data} --report")
     unreadable = run.history()[-1].get("unreadable", 0)
     if unreadable:
         print(f"pictures left out: {unreadable}, see {arguments.run}/log.txt", file=sys.stderr)
@@ -83,12 +94,13 @@ def run(arguments: Namespace) -> int:
 
 def _run_folder(arguments: Namespace) -> str:
     """Where a training goes that was not told where."""
+    from captioner.data.datasets import DataFolder
     from captioner.runs.locate import new_run, newest_runs
 
     if arguments.resume:
         known = ", ".join(map(str, newest_runs())) or "none here"
         raise ConfigError(f"--resume: which run? name it with --run; newest in runs/: {known}")
-    return str(new_run(arguments.recipe, arguments.data)) if arguments.recipe else ""
+    return str(new_run(arguments.recipe, DataFolder.of(arguments.data[0]).path)) if arguments.recipe else ""
 
 
 def _training_config(arguments: Namespace) -> Any:

@@ -7,6 +7,7 @@ listings; opens no picture, writes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -16,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,33 +35,55 @@ from captioner.data.listings import (
     plain_name,
 )
 from captioner.data.own_captions import OwnCaptions
-from captioner.data.vocabulary import words_of
-from captioner.errors import CaptionerError, DataError, load_object, unknown_name
+from captioner.data.vocabulary import LANGUAGE_CODE, words_of
+from captioner.errors import CaptionerError, DataError, MissingSplit, load_object, unknown_name
 
 __all__ = [
     "DATASETS",
     "CaptionedImage",
+    "DataFolder",
     "DataSet",
     "PictureFinder",
     "Problems",
     "Split",
     "draw_splits",
+    "languages_of",
+    "load_folders",
     "load_split",
     "load_splits",
     "open_dataset",
     "training_captions",
 ]
 
+LONGEST_LINK = 1024  # bytes of a file that stands for a folder
 DEV_SHARE, TEST_SHARE = 0.1, 0.1  # of a set that has no split of its own
 
 
 @dataclass(frozen=True)
 class CaptionedImage:
-    """One picture and what people said of it. `id` is its name in the data set."""
+    """One picture and what people said of it. `id` is its name in the data set.
+
+    `languages` says in what language each caption is, such as en; it is empty where the set does not tell.
+    `times` is how often an epoch of training looks at the picture.
+    """
 
     id: str
     path: Path
     captions: tuple[str, ...]
+    languages: tuple[str, ...] = ()
+    times: int = 1
+
+    def in_language(self, language: str | None) -> tuple[str, ...]:
+        """Its captions in a language; all of them where no language is asked for or told.
+
+        >>> picture = CaptionedImage("1", Path("1.jpg"), ("a dog", "ein Hund"), ("en", "de"))
+        >>> picture.in_language("de"), len(picture.in_language(None))
+        (('ein Hund',), 2)
+        """
+        if not self.languages or not language:
+            return self.captions
+        both = zip(self.captions, self.languages, strict=True)
+        return tuple(caption for caption, own in both if own == language)
 
     @cached_property
     def words(self) -> tuple[tuple[str, ...], ...]:
@@ -123,6 +146,115 @@ def load_splits(
     }
 
 
+@dataclass(frozen=True)
+class DataFolder:
+    """A folder of captioned pictures as `--data` names it: `[LANGUAGE=]FOLDER[*TIMES]`.
+
+    >>> DataFolder.of("de=flickr8k-de"), DataFolder.of("everyday*5").times
+    (DataFolder(path='flickr8k-de', language='de', times=1), 5)
+    """
+
+    path: str
+    language: str = ""  # of captions that tell none
+    times: int = 1  # how often an epoch looks at its pictures
+
+    @classmethod
+    def of(cls, text: str | Path, language: str | None = None) -> DataFolder:
+        """As typed; `language` is for folders that name none."""
+        found = _DATA_FOLDER.fullmatch(str(text))
+        own, path, times = found.groups() if found and not Path(text).exists() else (None, str(text), None)
+        return cls(path, own or language or "", int(times or 1))
+
+
+_DATA_FOLDER = re.compile(rf"(?:({LANGUAGE_CODE.pattern})=)?(.*?)(?:\*([1-9]\d?))?", re.DOTALL)
+
+
+def load_folders(
+    folders: Sequence[DataFolder],
+    splits: Sequence[str],
+    *,
+    format: str = "auto",
+    seed: int = 0,
+    made: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Split]:
+    """Splits of several folders together; a picture that stands in several has the captions of all.
+
+    Two files are the same picture where their resolved paths are. Folders that have splits, but not the one
+    that is read, are passed over. Arguments as in `load_splits`.
+
+    Raises:
+        DataError: as `load_splits`; some captions carry a language and others none.
+    """
+    named = [_split_name(split) for split in splits]
+    opened = [(folder, open_dataset(folder.path, *named, format=format)) for folder in folders]
+    found = {}
+    for split in splits:
+        parts: list[tuple[DataFolder, Split]] = []
+        lacking: MissingSplit | None = None
+        for folder, dataset in opened:
+            try:
+                parts.append((folder, dataset.split(_split_name(split), seed=seed, made=made)))
+            except MissingSplit as error:
+                lacking = error
+        if lacking is not None and not parts:
+            raise lacking
+        found[split] = _merged(parts)
+    return found
+
+
+def _merged(parts: Sequence[tuple[DataFolder, Split]]) -> Split:
+    if len(parts) == 1 and not parts[0][0].language and parts[0][0].times == 1:
+        _check_languages(parts[0][1].records)
+        return parts[0][1]
+    pictures: dict[Path, CaptionedImage] = {}
+    names: set[str] = set()
+    problems = Problems()
+    made: dict[str, list[str]] | None = None
+    for folder, part in parts:
+        problems.add(part.problems)
+        if part.made:
+            made = {name: [*(made or {}).get(name, ()), *part.made[name]] for name in part.made}
+        for record in part.records:
+            path = record.path.resolve()
+            told = record.languages or ("",) * len(record.captions)
+            languages = tuple(language or folder.language for language in told)
+            known = pictures.get(path)
+            if known is not None:
+                pictures[path] = dataclasses.replace(
+                    known,
+                    captions=known.captions + record.captions,
+                    languages=known.languages + languages,
+                    times=max(known.times, folder.times),
+                )
+                continue
+            name = record.id if record.id not in names else f"{Path(folder.path).name}/{record.id}"
+            names.add(name)
+            pictures[path] = CaptionedImage(name, record.path, record.captions, languages, folder.times)
+    records = tuple(
+        record if any(record.languages) else dataclasses.replace(record, languages=())
+        for record in pictures.values()
+    )
+    _check_languages(records)
+    files = " and ".join(dict.fromkeys(part.files for _, part in parts))
+    return Split(parts[0][1].name, records, problems, made, files=files)
+
+
+def languages_of(records: Iterable[CaptionedImage]) -> tuple[str, ...]:
+    """The languages of captions, in the order in which they are first met."""
+    return tuple(dict.fromkeys(language for record in records for language in record.languages if language))
+
+
+def _check_languages(records: Sequence[CaptionedImage]) -> None:
+    if not languages_of(records):
+        return
+    for record in records:
+        if not record.languages or "" in record.languages:
+            raise DataError(
+                f"{record.path}: has a caption without a language, while others carry one; name it in a "
+                "column `language`, or before the folder: --data en=FOLDER"
+            )
+
+
 def open_dataset(root: str | Path, *splits: str, format: str = "auto", pictures: bool = True) -> DataSet:
     """Finds the captions files of a data set and reads what concerns `splits`; none named: all of it."""
     root = Path(root)
@@ -150,7 +282,11 @@ def _split_name(split: str) -> str:
 
 
 def training_captions(
-    data: str | Path, *, format: str = "auto", made: Mapping[str, Sequence[str]] | None = None
+    data: str | Path,
+    *,
+    format: str = "auto",
+    made: Mapping[str, Sequence[str]] | None = None,
+    language: str = "",
 ) -> list[str]:
     """The captions of the training split of a data set, with or without its pictures; [] where none is known.
 
@@ -158,13 +294,21 @@ def training_captions(
         data: folder of the data set.
         format: of the data set.
         made: the splits that the training drew, where the set has none of its own.
+        language: only captions in this one, where captions carry languages.
     """
     try:
         listing = open_dataset(data, "train", format=format).listing
     except CaptionerError:  # a folder that holds one split only is none the worse for it
         return []
     names = listing.splits.get("train") or map(plain_name, (made or {}).get("train", ()))
-    return [caption for name in names for caption in listing.captions.get(name, ())]
+    return [
+        caption
+        for name in names
+        for caption, own in zip_longest(
+            listing.captions.get(name, ()), listing.languages.get(name, ()), fillvalue=""
+        )
+        if not (language and own) or own == language
+    ]
 
 
 def draw_splits(
@@ -233,7 +377,7 @@ class DataSet:
                 has = ", ".join(known for known in SPLITS if known in listing.splits)
                 hint = self.reader.split_hint
                 told = f"no {name} split: the set has {has}; {name} would be told by {hint}"
-                raise DataError(f"{self.root}: {told}")
+                raise MissingSplit(f"{self.root}: {told}")
             records = self.records(listing.splits[name])
         else:
             pinned = {split: list(map(plain_name, ids)) for split, ids in (made or {}).items()}
@@ -260,7 +404,7 @@ class DataSet:
         records = []
         for name in names:
             path = self.pictures.find(name)
-            captions = self._captions(name, path)
+            captions, languages = self._captions(name, path)
             if path is None:
                 note("missing pictures", name)
                 path = None if self.needs_pictures else Path(name)
@@ -269,7 +413,7 @@ class DataSet:
             if not captions:
                 note("pictures without a caption", name)
             if path is not None and captions:
-                records.append(CaptionedImage(name, path, captions))
+                records.append(CaptionedImage(name, path, captions, languages))
         return records
 
     def unite_names(self) -> None:
@@ -280,6 +424,7 @@ class DataSet:
             first = first_name.setdefault(os.path.abspath(path), name) if path else name
             if first != name:
                 listing.captions[first] += listing.captions.pop(name)
+                listing.languages.setdefault(first, []).extend(listing.languages.pop(name, ()))
                 listing.problems.note("pictures under two names", f"{name}: {first}")
                 for members in listing.splits.values():
                     if name in members:
@@ -293,11 +438,13 @@ class DataSet:
         what = f"no usable picture in {split} ({self.format} form)"
         return f"{self.root}: {what}{problems}\n  looked in {looked}"
 
-    def _captions(self, name: str, path: Path | None) -> tuple[str, ...]:
+    def _captions(self, name: str, path: Path | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
         note = self.listing.problems.note
         captions: list[str] = []
+        languages: list[str] = []
         ours = self._written_by_captioner(name, path)
-        for caption in self.listing.captions.get(name, ()):
+        told = self.listing.languages.get(name, ())
+        for caption, language in zip_longest(self.listing.captions.get(name, ()), told, fillvalue=""):
             caption = " ".join(caption.split())
             if not _LETTER.search(caption) and not words_of(caption):
                 note("empty captions", name)
@@ -308,7 +455,8 @@ class DataSet:
             if caption in captions:  # kept: published scores count it, too
                 note("captions twice at one picture", f"{name}: {caption[:40]}")
             captions.append(caption)
-        return tuple(captions)
+            languages.append(language)
+        return tuple(captions), tuple(languages) if any(languages) else ()
 
     def _written_by_captioner(self, name: str, path: Path | None) -> frozenset[str]:
         """What the journals beside the picture and below the captions files say that captioner wrote."""
@@ -371,7 +519,7 @@ class PictureFinder:
 
     def _listing(self, folder: str) -> _Names:
         if folder not in self._listings:
-            there = os.fspath(existing_form(Path(folder)))
+            there = os.fspath(existing_form(Path(_linked(folder))))
             exact: dict[str, str] = {}
             folded: dict[str, list[str]] = {}
             with suppress(OSError, ValueError):
@@ -401,6 +549,18 @@ class _Names(NamedTuple):
 
 def _composed(name: str) -> str:
     return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _linked(folder: str) -> str:
+    """The folder; or the one that a file in its place names, as git leaves a link where there are none."""
+    if os.path.isdir(folder) or not os.path.isfile(folder) or os.path.getsize(folder) > LONGEST_LINK:
+        return folder
+    try:
+        text = Path(folder).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return folder
+    target = os.path.join(os.path.dirname(folder), text.strip())
+    return os.path.normpath(target) if os.path.isdir(target) else folder
 
 
 _PICTURE_FOLDERS = frozenset(

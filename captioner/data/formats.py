@@ -158,8 +158,11 @@ def _parse_karpathy(listing: Listing, source: CaptionsFile, split: str) -> None:
     try:
         for image in data["images"]:
             name = "/".join(filter(None, (image.get("filepath"), image["filename"])))
-            captions = [each.get("raw") or " ".join(each["tokens"]) for each in image["sentences"]]
-            listing.add(name, captions, listing.split_of(image.get("split"), name))
+            split_name = listing.split_of(image.get("split"), name)
+            listing.add(name, (), split_name)
+            for each in image["sentences"]:
+                language = each.get("language") or image.get("language")
+                listing.add(name, [each.get("raw") or " ".join(each["tokens"])], language=language)
             number = image.get("cocoid", image.get("imgid"))
             if number is not None:
                 listing.numbers[str(number)] = name
@@ -179,7 +182,7 @@ def _parse_coco(listing: Listing, source: CaptionsFile, split: str) -> None:
             if picture is None:
                 listing.problems.note("captions of an unlisted picture", f"image_id {annotation['image_id']}")
             else:
-                listing.add(picture, [annotation["caption"]])
+                listing.add(picture, [annotation["caption"]], language=annotation.get("language"))
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{source.path}: expected {_COCO_FORM}; missing or odd: {error}") from error
 
@@ -193,6 +196,7 @@ _NAME_KEYS = (
 _SPLIT_KEYS = ("split", "set", "subset")
 _MOST_LINES = 50  # of one caption
 _NUMBERED = re.compile(rf"({'|'.join(CAPTION_KEYS)})[ _-]?\d+")  # caption_1, caption_2, …
+_LANGUAGE_KEYS = ("language", "lang")
 
 
 def _find_rows(holds_rows: Callable[[Path], bool], *suffixes: str) -> Callable[[Path], list[CaptionsFile]]:
@@ -371,7 +375,8 @@ def _add_row(listing: Listing, row: dict[str, Any], source: CaptionsFile, line: 
         listing.problems.note("captions that captioner wrote", f"{source.path.name}:{line}")
         return
     texts = [text for each in captions for text in (each if isinstance(each, list) else _list_in(each))]
-    listing.add(picture, texts, split)
+    language = next((row[key] for key in _LANGUAGE_KEYS if row.get(key)), None)
+    listing.add(picture, texts, split, language=language)
 
 
 def _list_in(value: Any) -> list[Any]:
@@ -396,7 +401,7 @@ _FLICKR = Reader(
     _parse_flickr,
 )
 _CSV = Reader(
-    "*.csv or *.tsv headed image,caption[,split]",
+    "*.csv or *.tsv headed image,caption[,split][,language]",
     "a column split, or files train.csv, dev.csv, test.csv",
     _find_rows(lambda path: header_of(path) is not None, ".csv", ".tsv"),
     _parse_csv,

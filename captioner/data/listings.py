@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from captioner.data.vocabulary import LANGUAGE_CODE
 from captioner.errors import DataError
 
 SPLITS = ("train", "dev", "test")
@@ -57,6 +58,13 @@ class Problems:
         if len(names) < NAMES_KEPT:
             names.append(name)
 
+    def add(self, others: Problems) -> None:
+        """Counts those of another set, too."""
+        for kind, count in others.counts.items():
+            self.counts[kind] = self.counts.get(kind, 0) + count
+            names = self.names.setdefault(kind, [])
+            names += others.names[kind][: NAMES_KEPT - len(names)]
+
     def __bool__(self) -> bool:
         return bool(self.counts)
 
@@ -95,23 +103,31 @@ class Listing:
     """What the files of a data set say.
 
     `captions` maps a picture's name (a path relative to one of `folders` or to a customary sub-folder) to its
-    captions as written; `splits` maps train, dev, test to names and is empty when the set has none.
+    captions as written; `languages` to the language of each, "" where none is told. `splits` maps train, dev,
+    test to names and is empty when the set has none.
     """
 
     folders: list[Path]
     captions: dict[str, list[str]] = field(default_factory=dict)
+    languages: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, dict[str, None]] = field(default_factory=dict)  # dict as ordered set
     problems: Problems = field(default_factory=Problems)
     numbers: dict[str, str] = field(default_factory=dict)  # number -> name, if the set numbers its pictures
 
-    def add(self, name: str, captions: Iterable[Any], split: str | None = None) -> None:
-        """Adds captions to a picture, and the picture to a split; what is no text is noted and left out."""
+    def add(
+        self, name: str, captions: Iterable[Any], split: str | None = None, *, language: Any = None
+    ) -> None:
+        """Adds captions in one language to a picture, it to a split; what is no text is noted, left out."""
         name = plain_name(name)
-        known = self.captions.setdefault(name, [])
+        known, spoken = self.captions.setdefault(name, []), self.languages.setdefault(name, [])
+        code = language_code(str(language or ""))
+        if code is None:
+            self.problems.note("captions with no language code, such as en", f"{name}: {language!r}")
         for value in captions:
             text = self._text(value, name)
             if text is not None:
                 known.append(text)
+                spoken.append(code or "")
         if split is not None:
             self.splits.setdefault(split, {})[name] = None
 
@@ -204,6 +220,16 @@ _UNKNOWN = re.compile(r"<\s*unk(nown)?\s*>|\[unk(nown)?\]", re.IGNORECASE)
 _NOTHING = frozenset(("nan", "null", "none", "n/a", "#n/a", "<na>", "undefined"))
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
 _TEXT_KEYS = ("raw", "caption", "text", "sentence")
+
+
+def language_code(text: str) -> str | None:
+    """A language as it is written everywhere here: BCP 47 in lower case; None: it is none.
+
+    >>> language_code("de"), language_code("zh_Hans"), language_code("English please")
+    ('de', 'zh-hans', None)
+    """
+    code = text.strip().lower().replace("_", "-")
+    return code if not code or LANGUAGE_CODE.fullmatch(code) else None
 
 
 def named_split(path: Path) -> str | None:

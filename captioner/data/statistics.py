@@ -85,13 +85,13 @@ def summarize(root: str | Path, format: str = "auto", seed: int = 0) -> Summary:
     return _summary(dataset, records, splits, made)
 
 
-def facts(root: str | Path, splits: Mapping[str, Split]) -> dict[str, Any]:
-    """What a run remembers of the data it was trained on: its name, and for each split its size.
+def facts(roots: Sequence[str | Path], splits: Mapping[str, Split]) -> dict[str, Any]:
+    """What a run remembers of the data it was trained on: their names, and for each split its size.
 
     Its place is left out: a run is given away, and points to nothing outside.
     """
     return {
-        "name": Path(root).resolve().name,
+        "name": " + ".join(Path(root).resolve().name for root in roots),
         "pictures": {name: len(split.records) for name, split in splits.items()},
         "captions": {name: sum(len(r.captions) for r in split.records) for name, split in splits.items()},
     }

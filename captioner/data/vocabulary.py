@@ -1,7 +1,9 @@
 """Text to words to ids and back: the one text door of training, decoding and scoring.
 
 In: captions in any language. Out: word ids. Reads and writes one file, `vocabulary.txt`: one word a line,
-the line number (from 0) is the id, the first four lines are `<pad> <unk> <start> <end>`.
+the line number (from 0) is the id, the first four lines are `<pad> <unk> <start> <end>`. Where captions carry
+languages, a line for each follows, such as `<en>`: a caption in that language starts with it (Johnson et al.
+2017, "Google's Multilingual Neural Machine Translation System").
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from pathlib import Path
 
-from captioner.errors import RunError
+from captioner.errors import ConfigError, RunError, unknown_name
 from captioner.system.files import atomic_write, digest_bytes
 
 PAD, UNK, START, END = 0, 1, 2, 3
@@ -107,22 +109,30 @@ class Vocabulary:
     """
 
     def __init__(self, words: Sequence[str]) -> None:
-        """Takes all words in order of id, the four special ones first.
+        """Takes all words in order of id, the four special ones first, then those that stand for languages.
 
         Raises:
             RunError: the list is not a vocabulary; the message names the line (id + 1).
         """
         self.words = tuple(words)
         self._ids = _checked_ids(self.words)
+        starts = takewhile(_LANGUAGE_WORD.fullmatch, self.words[len(SPECIAL_WORDS) :])
+        self.languages = tuple(word[1:-1] for word in starts)
+        self._starts = range(len(SPECIAL_WORDS), len(SPECIAL_WORDS) + len(self.languages))
 
     @classmethod
     def build(
-        cls, captions: Iterable[str | Sequence[str]], *, min_count: int = 1, max_size: int = 0
+        cls,
+        captions: Iterable[str | Sequence[str]],
+        *,
+        min_count: int = 1,
+        max_size: int = 0,
+        languages: Sequence[str] = (),
     ) -> Vocabulary:
         """Counts the words of `captions`, cut or not, and keeps those seen at least `min_count` times.
 
         Ids follow (-count, word), so the order of the captions does not matter. `max_size` caps the size, the
-        four special words included; 0 is no cap.
+        four special words and the `languages` included; 0 is no cap.
         """
         counts: Counter[str] = Counter()
         for caption in captions:
@@ -130,8 +140,8 @@ class Vocabulary:
         kept = [word for word in counts if counts[word] >= min_count]
         kept.sort(key=lambda word: (-counts[word], word))
         if max_size:
-            kept = kept[: max(0, max_size - len(SPECIAL_WORDS))]
-        return cls((*SPECIAL_WORDS, *kept))
+            kept = kept[: max(0, max_size - len(SPECIAL_WORDS) - len(languages))]
+        return cls((*SPECIAL_WORDS, *(f"<{language}>" for language in languages), *kept))
 
     @classmethod
     def load(cls, path: str | Path) -> Vocabulary:
@@ -167,6 +177,28 @@ class Vocabulary:
     def __contains__(self, word: object) -> bool:
         return word in self._ids
 
+    def start(self, language: str | None = None) -> int:
+        """The id of the word that captions in a language start with; None: in the first the model knows.
+
+        Raises:
+            ConfigError: a language that the model does not know; names the nearest.
+        """
+        if not language:
+            return self._starts[0] if self.languages else START
+        code = language.lower().replace("_", "-")
+        if code not in self.languages:
+            if not self.languages:
+                raise ConfigError(
+                    f'language "{language}": the model learned from captions without languages; leave it out'
+                )
+            raise ConfigError(unknown_name("language", language, self.languages))
+        return self._starts[self.languages.index(code)]
+
+    @property
+    def unwritten(self) -> tuple[int, ...]:
+        """Ids that never stand in a caption: those of <pad>, <unk>, <start> and the languages."""
+        return (PAD, UNK, START, *self._starts)
+
     def ids(self, text_or_words: str | Sequence[str]) -> list[int]:
         """Ids of a text (cut by `words_of`) or of words; unknown words are UNK; no START, no END."""
         words = words_of(text_or_words) if isinstance(text_or_words, str) else text_or_words
@@ -174,12 +206,12 @@ class Vocabulary:
         return [get(word, UNK) for word in words]
 
     def text(self, ids: Iterable[int]) -> str:
-        """The text of ids up to END, without PAD and START."""
+        """The text of ids up to END, without PAD, START and languages."""
         words = []
         for word_id in ids:
             if word_id == END:
                 break
-            if word_id not in (PAD, START):
+            if word_id not in (PAD, START) and word_id not in self._starts:
                 words.append(self.words[word_id])
         return join_words(words)
 
@@ -192,6 +224,8 @@ class Vocabulary:
         return "".join(word + "\n" for word in self.words).encode("utf-8")
 
 
+LANGUAGE_CODE = re.compile(r"[a-z]{2,3}(?:-[a-z0-9]+)*")
+_LANGUAGE_WORD = re.compile(rf"<{LANGUAGE_CODE.pattern}>")
 _REMEDY = "restore the file from a copy, or train again"
 
 

@@ -5,43 +5,49 @@ In: a run folder, a data set, a split. Out: in a folder of the caller's,
     predictions.jsonl   {"id", "path", "caption", "score"}, a line a picture, in the split's order
     scores.json         figures in per cent, what they stand on, and what is suspicious about them
 
+Where captions carry languages, each that the model knows is evaluated by itself, as `languages` of
+scores.json; the figures above are their means.
+
 Captions are generated word by word from the model's own words, never from the references. They and the scores
 are the same at every run on the same machine; only `images_per_second` is not.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from captioner.data.datasets import CaptionedImage, Split, load_split, training_captions
-from captioner.errors import DataError
+from captioner.config import DecodeConfig
+from captioner.data.datasets import CaptionedImage, Split, languages_of, load_split, training_captions
+from captioner.errors import ConfigError, DataError
 from captioner.evaluation.caption_files import write_coco_results
 from captioner.evaluation.metrics import protocol
-from captioner.evaluation.scoring import Evaluation, score_with_chance
-from captioner.inference.caption import Caption, CaptionOptions
+from captioner.evaluation.scoring import Evaluation, score_with_chance, together
+from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
+from captioner.inference.search_options import ALL_LANGUAGES, CaptionOptions
 from captioner.models.feature_extraction import FeatureStore, extract
 from captioner.runs.run_folder import Run
 from captioner.system import console
 from captioner.system.files import atomic_write, json_text, write_json
 from captioner.version import __version__
 
+# What decides about the captions of a search, as the run or the caller says: printed beside the scores.
+DECISIVE = tuple(field.name for field in dataclasses.fields(DecodeConfig))
 PREDICTIONS, SCORES = "predictions.jsonl", "scores.json"
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Which pictures are captioned, and how; None: as the run's configuration says."""
+    """Which pictures are captioned, and how."""
 
     split: str = "test"  # train, dev, test or all
     format: str = "auto"  # of the data set
-    beam: int | None = None  # hypotheses kept; 1: greedy
-    max_words: int | None = None  # a caption ends here at the latest
-    batch_size: int = 64  # pictures searched at a time
+    decoding: CaptionOptions = CaptionOptions(batch_size=64)
     coco_results: str | Path | None = None  # also the captions in a file as the COCO server takes it
 
 
@@ -81,18 +87,96 @@ def evaluate(
         raise DataError(
             f"{data}: not one picture of {plan.split} could be read; first: {store.failures[0].reason}"
         )
-    captions, rate = _caption(captioner, store, records, plan=plan, quiet=quiet)
-    known = training_captions(data, format=plan.format, made=made)
+    failures = [(str(failure.path), failure.reason) for failure in store.failures]
+    found: dict[str, Evaluation] = {}
+    languages = _languages(plan, records, captioner)
+    if plan.coco_results and len(languages) > 1:
+        raise ConfigError("COCO's form has one caption a picture: name one language with --language")
+    for language in languages:
+        spoken = [
+            dataclasses.replace(record, captions=record.in_language(language), languages=())
+            for record in records
+            if record.in_language(language)
+        ]
+        if not spoken:
+            raise DataError(f"{data}: no caption of {plan.split} is in the language {language}")
+        source = _Source(opened, split, captioner, store, spoken, language)
+        known = training_captions(data, format=plan.format, made=made, language=language)
+        found[language] = _evaluate(source, plan, known=known, failures=failures, quiet=quiet)
+    first, *others = found.values()
+    whole = together(found) if others else first
+    _write(Path(out), whole)
+    if plan.coco_results:
+        texts = [caption.text for caption in whole.captions]
+        named = {record.id: text for record, text in zip(whole.records, texts, strict=True)}
+        write_coco_results(plan.coco_results, named, split.numbers)
+    return whole
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is captioned, in one language."""
+
+    run: Run
+    split: Split
+    captioner: Captioner
+    store: FeatureStore
+    records: list[CaptionedImage]  # with their captions in this language
+    language: str  # "": nobody speaks of languages
+
+    def options(self, plan: EvaluationOptions) -> CaptionOptions:
+        """How it is captioned; a model without languages writes the one that it has."""
+        spoken = self.language if self.captioner.vocabulary.languages else None
+        return dataclasses.replace(plan.decoding, language=spoken or None)
+
+
+def _languages(
+    plan: EvaluationOptions, records: Sequence[CaptionedImage], captioner: Captioner
+) -> Sequence[str]:
+    """The languages to evaluate one after the other; "" where nobody speaks of languages.
+
+    Raises:
+        ConfigError: the model does not know the one that was asked for.
+    """
+    known, wanted = captioner.vocabulary.languages, plan.decoding.language
+    told = languages_of(records)
+    if wanted and wanted != ALL_LANGUAGES:
+        if known:
+            captioner.vocabulary.start(wanted)
+        return [wanted.lower()]
+    if not told:
+        return known[:1] or [""]
+    both = [language for language in known or told if language in told]
+    if not both or (not known and len(told) > 1):
+        raise ConfigError(
+            f"captions are in {', '.join(told)}, the model writes {', '.join(known) or 'one language'}: "
+            "name the one to evaluate with --language"
+        )
+    return both
+
+
+def _evaluate(
+    source: _Source,
+    plan: EvaluationOptions,
+    *,
+    known: Sequence[str],
+    failures: list[tuple[str, str]],
+    quiet: bool,
+) -> Evaluation:
+    """The evaluation of one language."""
+    captioner, store, records = source.captioner, source.store, source.records
+    wanted = source.options(plan)
+    options = vars(wanted)
+    captions, rate = _caption(captioner, store, records, options=options, quiet=quiet)
     references = [record.captions for record in records]
     scores = score_with_chance(references, [caption.text for caption in captions], known=known)
-    failures = [(str(failure.path), failure.reason) for failure in store.failures]
     content = {
         **scores,
         "images": len(records),
         "images_per_second": round(rate, 1),
         "failed": len(failures),
         "protocol": {
-            **_setting(opened, split, plan=plan, captioner=captioner),
+            **_setting(source, plan, wanted),
             **protocol(references),
             "novel": f"against the {len(known)} training captions beside it"
             if known
@@ -101,13 +185,9 @@ def evaluate(
             "images_per_second": "search from cached features; reading pictures and the CNN not counted",
         },
     }
-    _write(Path(out), content, captions=captions, records=records)
-    if plan.coco_results:
-        texts = {record.id: caption.text for record, caption in zip(records, captions, strict=True)}
-        write_coco_results(plan.coco_results, texts, split.numbers)
 
     def look(ids: Sequence[str]) -> list[Caption]:
-        return captioner.caption_features(store, ids, attention=True, **_options(plan))
+        return captioner.caption_features(store, ids, **{**options, "attention": True})
 
     return Evaluation(content, captions, records, failures, look)
 
@@ -117,44 +197,36 @@ def _caption(
     store: FeatureStore,
     records: Sequence[CaptionedImage],
     *,
-    plan: EvaluationOptions,
+    options: Mapping[str, Any],
     quiet: bool,
 ) -> tuple[list[Caption], float]:
     """Captions of all records, and how many a second after the graph was traced."""
     ids = [record.id for record in records]
-    options = _options(plan)
     captioner.caption_features(store, ids[:1], **options)
     captions: list[Caption] = []
     began = time.perf_counter()
     with console.progress_bar(len(ids), "pictures", "captions", quiet) as progress:
-        for start in range(0, len(ids), plan.batch_size):
-            captions += captioner.caption_features(store, ids[start : start + plan.batch_size], **options)
+        for start in range(0, len(ids), size := options["batch_size"]):
+            captions += captioner.caption_features(store, ids[start : start + size], **options)
             progress.update(len(captions) - start)
     return captions, len(ids) / (time.perf_counter() - began)
 
 
-def _options(plan: EvaluationOptions) -> dict[str, Any]:
-    return {"beam": plan.beam, "max_words": plan.max_words, "batch_size": plan.batch_size}
-
-
-def _setting(run: Run, split: Split, *, plan: EvaluationOptions, captioner: Captioner) -> dict[str, Any]:
-    options = captioner.search_options(CaptionOptions(beam=plan.beam, max_words=plan.max_words))
-    best = run.best or {}
+def _setting(source: _Source, plan: EvaluationOptions, wanted: CaptionOptions) -> dict[str, Any]:
+    options = source.captioner.search_options(wanted)
+    best = source.run.best or {}
     return {
-        "split": plan.split + (" (drawn from the seed)" if split.made else ""),
-        "beam": options.beam,
-        "length_normalisation": options.length_normalisation,
-        "max_words": options.max_words,
-        "run": run.folder.resolve().name,
+        "split": plan.split + (" (drawn from the seed)" if source.split.made else ""),
+        **({"language": source.language} if source.language else {}),
+        **{name: getattr(options, name) for name in DECISIVE},
+        "run": source.run.folder.resolve().name,
         "epoch": f"{best.get('phase', '')} {best.get('epoch', '')}".strip(),
-        "encoder": captioner.encoder.name,
+        "encoder": source.captioner.encoder.name,
         "captioner": __version__,
     }
 
 
-def _write(
-    out: Path, scores: dict[str, Any], *, captions: Sequence[Caption], records: Sequence[CaptionedImage]
-) -> None:
+def _write(out: Path, found: Evaluation) -> None:
     lines = [
         json_text(
             {
@@ -162,11 +234,12 @@ def _write(
                 "path": str(record.path),
                 "caption": caption.text,
                 "score": round(caption.score, 5),
+                **({"language": caption.language} if caption.language else {}),
             }
         )
-        for record, caption in zip(records, captions, strict=True)
+        for record, caption in zip(found.records, found.captions, strict=True)
     ]
     # File names need not be Unicode: what is not becomes a JSON escape.
     text = "".join(line + "\n" for line in lines).encode("utf-8", "backslashreplace")
     atomic_write(out / PREDICTIONS, text)
-    write_json(out / SCORES, scores)
+    write_json(out / SCORES, found.scores)

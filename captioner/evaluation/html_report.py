@@ -64,18 +64,16 @@ def write_review(found: Evaluation, run: str | Path, path: str | Path) -> None:
     Raises:
         CaptionerError: the run is gone, the disk is full.
     """
-    references = [record.captions for record in found.records]
-    captions = [caption.text for caption in found.captions]
-    scores = per_caption(references, captions, metrics=["cider"])["cider"]
     parts = [
         _header(found),
         *_figures(found),
         *_training(Run.open(run, weights=False).history()),
-        *_gallery(found, scores),
-        *_spread(references, captions, scores),
-        *_mistakes(found, find_mistakes(references, captions)),
-        *_unreadable(found.failures),
+        *([] if found.languages else _pictures(found)),
     ]
+    for language, own in found.languages.items():
+        parts += [f'<section class="language" lang="{escape(language)}"><h2>{escape(language)}</h2>']
+        parts += [*_figures(own), *_pictures(own), "</section>"]
+    parts += _unreadable(found.failures)
     atomic_write(path, _page(f"{found.scores['protocol']['run']}, captions reviewed", "".join(parts)))
 
 
@@ -152,6 +150,16 @@ def _where_they_differ(found: Comparison, pair: Pair, scores: Mapping[str, Seque
             yield _exhibit(found.records[i], captions, f"CIDEr {cider}")
         yield "</div>"
     yield "</section>"
+
+
+def _pictures(found: Evaluation) -> Iterator[str]:
+    """What there is to see in one language."""
+    references = [record.captions for record in found.records]
+    captions = [caption.text for caption in found.captions]
+    scores = per_caption(references, captions, metrics=["cider"])["cider"]
+    yield from _gallery(found, scores)
+    yield from _spread(references, captions, scores)
+    yield from _mistakes(found, find_mistakes(references, captions))
 
 
 def ranked(found: Evaluation, scores: Sequence[float], count: int) -> dict[str, list[int]]:

@@ -7,8 +7,8 @@ what is suspicious. Loads no TensorFlow, reads and writes no file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Evaluation:
     failures: list[tuple[str, str]]  # path and reason of those that could not
     # ids -> captions of these pictures once more, with attention
     recaption_with_attention: Callable[[Sequence[str]], list[Caption]]
+    languages: Mapping[str, Evaluation] = field(default_factory=dict)  # where there are several
 
     @property
     def warnings(self) -> list[str]:
@@ -112,3 +113,41 @@ def sanity_warnings(
     if empty := sum(not caption for caption in captions):
         found.append(f"{empty} captions are empty")
     return found
+
+
+def means(figures: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of each number that all have, the mean.
+
+    >>> means([{"cider": 60.0, "split": "dev"}, {"cider": 40.0, "novel": 3.0}])
+    {'cider': 50.0}
+    """
+    first, *others = figures
+    return {
+        name: round(sum(own[name] for own in figures) / len(figures), 3)
+        for name, value in first.items()
+        if isinstance(value, float) and all(isinstance(own.get(name), float) for own in others)
+    }
+
+
+def together(found: Mapping[str, Evaluation]) -> Evaluation:
+    """The evaluations of several languages as one: the means of their figures, and all of each."""
+    parts = list(found.values())
+    scores = [part.scores for part in parts]
+    chance = [part.scores["shuffled"] for part in parts]
+    content = {
+        **means(scores),
+        "shuffled": means(chance) if all(chance) else None,
+        "warnings": [f"{name}: {text}" for name, part in found.items() for text in part.warnings],
+        "images": len({record.id for part in parts for record in part.records}),
+        "failed": scores[0]["failed"],
+        "protocol": {**scores[0]["protocol"], "language": ", ".join(found), "figures": "means of languages"},
+        "languages": {name: part.scores for name, part in found.items()},
+    }
+    return Evaluation(
+        content,
+        [caption for part in parts for caption in part.captions],
+        [record for part in parts for record in part.records],
+        parts[0].failures,
+        parts[0].recaption_with_attention,
+        found,
+    )

@@ -23,8 +23,8 @@ from captioner.config import DecodeConfig
 from captioner.data.images import read_image
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ImageError
-from captioner.inference.caption import Alternative, Caption, CaptionOptions
-from captioner.inference.search_options import Hypotheses, SearchOptions
+from captioner.inference.caption import Alternative, Caption
+from captioner.inference.search_options import ALL_LANGUAGES, CaptionOptions, Hypotheses, SearchOptions
 from captioner.system.hardware import cores
 
 BATCHES_AHEAD = 2  # that the threads read before they are asked for
@@ -152,11 +152,35 @@ class BaseCaptioner(ABC):
         """Captions of at most a batch of features (n, P, C)."""
         if len(features) == 0:
             return []
+        spoken = [
+            self._search_in(language, features, dataclasses.replace(options, language=language))
+            for language in self._languages(options)
+        ]
+        if len(spoken) == 1 and options.language != ALL_LANGUAGES:
+            return spoken[0]
+        return [
+            dataclasses.replace(captions[0], by_language={caption.language: caption for caption in captions})
+            for captions in zip(*spoken, strict=True)
+        ]
+
+    def _search_in(self, language: str, features: np.ndarray, options: CaptionOptions) -> list[Caption]:
         found = self._decode(features, options)
         return [
-            self._to_caption(*(None if part is None else part[row] for part in found))
+            self._to_caption(language, *(None if part is None else part[row] for part in found))
             for row in range(len(features))
         ]
+
+    def _languages(self, options: CaptionOptions) -> Sequence[str]:
+        """The languages that are asked for, "" where the model knows none.
+
+        Raises:
+            ConfigError: one that the model does not know.
+        """
+        known = self.vocabulary.languages
+        if options.language == ALL_LANGUAGES and known:
+            return known
+        start = self.vocabulary.start(options.language)
+        return [self.vocabulary.words[start][1:-1]] if known else [""]
 
     def search_options(self, options: CaptionOptions) -> SearchOptions:
         """What is asked for as the search wants it, the run's configuration filled in."""
@@ -165,16 +189,18 @@ class BaseCaptioner(ABC):
             beam=max(_or(options.beam, decode.beam), options.n_best),
             n_best=options.n_best,
             max_words=_or(options.max_words, decode.max_words),
-            length_normalisation=_or(options.length_normalisation, decode.length_normalization),
+            length_normalization=_or(options.length_normalization, decode.length_normalization),
             no_repeat=_or(options.no_repeat, decode.no_repeat),
             temperature=_or(options.temperature, 1.0),
             top_k=_or(options.top_k, 0),
             top_p=_or(options.top_p, 1.0),
             return_attention=options.attention,
+            start=self.vocabulary.start(options.language),
+            banned=self.vocabulary.unwritten,
         )
 
     def _to_caption(
-        self, words: Any, lengths: Any, scores: Any, log_probabilities: Any, attention: Any
+        self, language: str, words: Any, lengths: Any, scores: Any, log_probabilities: Any, attention: Any
     ) -> Caption:
         """The caption of one picture from its hypotheses: (K, T), (K,), (K,), (K,), (K, T, P) or None."""
         found = []
@@ -193,7 +219,8 @@ class BaseCaptioner(ABC):
             looks = looks.reshape(len(looks), views, height, width).sum(1)  # (T, h, w)
         # A small vocabulary may have fewer captions than were asked for.
         others = tuple(other for other in found[1:] if other.score > -math.inf)
-        return Caption("", best.text, best.score, best.log_probability, best.words, looks, others)
+        caption = Caption("", best.text, best.score, best.log_probability, best.words, looks, others)
+        return dataclasses.replace(caption, language=language)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -4,7 +4,7 @@ In: `step(words, state) -> (logits, state, attention)` and the state before the 
 `Hypotheses`. Works for any step function; whole batches of pictures, inside a graph (`tf.function`) or
 eagerly; any number of pictures with one trace. Greedy search is beam 1.
 
-Score of a hypothesis: log probability / tokens ** length_normalisation (Wu et al. 2016, eq. 14, without its
+Score of a hypothesis: log probability / tokens ** length_normalization (Wu et al. 2016, eq. 14, without its
 constant 5), where tokens counts the words and, if it was written, the end. Log probabilities are the model's
 own: banned words are not chosen but keep their share.
 
@@ -85,7 +85,14 @@ def beam_search(step: Step, state: Any, *, pictures: Any, options: SearchOptions
 
 
 def sample(
-    step: Step, state: Any, *, pictures: Any, samples: int, options: SearchOptions, seed: Any
+    step: Step,
+    state: Any,
+    *,
+    pictures: Any,
+    samples: int,
+    options: SearchOptions,
+    seed: Any,
+    starts: Any = None,
 ) -> Hypotheses:
     """Independent random captions, in the order drawn.
 
@@ -97,11 +104,12 @@ def sample(
         options: temperature, top_k, top_p and the rest; top_p is taken of what top_k leaves.
         seed: int or integer tensor. One number: picture b draws from (seed, b). (B,) numbers: each picture
             draws from its own, so that its captions do not depend on its place in the batch.
+        starts: (B,) int32, the word that the captions of each picture start with; None: `options.start`.
     """
     uniform = _uniform(seed, pictures, (options.max_words, samples))  # (T, B, K)
     first = tf.zeros((pictures, samples))
     choose = _draw(options, uniform)
-    beams, trace = run(step, state, first=first, choose=choose, reorder=False, options=options)
+    beams, trace = run(step, state, first=first, choose=choose, reorder=False, options=options, starts=starts)
     order = tf.zeros((pictures, 1), tf.int32) + tf.range(samples)  # (B, K)
     return backtrack(trace, order, beams, options)
 
@@ -247,7 +255,14 @@ def _uniform(seed: Any, pictures: Any, shape: tuple[int, int]) -> Any:
 
 
 def run(
-    step: Step, state: Any, *, first: Any, choose: Choose, reorder: bool, options: SearchOptions
+    step: Step,
+    state: Any,
+    *,
+    first: Any,
+    choose: Choose,
+    reorder: bool,
+    options: SearchOptions,
+    starts: Any = None,
 ) -> tuple[BeamState, Trace]:
     """Goes from word to word until all hypotheses have ended.
 
@@ -258,11 +273,13 @@ def run(
         choose: see `Choose`.
         reorder: whether hypotheses may change slots; if not, the parents from `choose` are not looked at.
         options: see there.
+        starts: see `sample`.
     """
     pictures, width = tf.shape(first)[0], first.shape[1]
+    begin = tf.fill((pictures,), options.start) if starts is None else starts
     beams = BeamState(
         state=tf.nest.map_structure(lambda part: tf.repeat(part, width, axis=0), state),
-        words=tf.fill((pictures, width), options.start),
+        words=tf.repeat(begin[:, None], width, axis=1),
         total=first,
         scores=first,
         ended=tf.zeros((pictures, width), tf.bool),
@@ -375,4 +392,4 @@ def without_repeats(number: Any, logits: Any, generated: Any, options: SearchOpt
 
 
 def length_factor(tokens: Any, options: SearchOptions) -> Any:
-    return tf.cast(tokens, tf.float32) ** options.length_normalisation
+    return tf.cast(tokens, tf.float32) ** options.length_normalization

@@ -19,13 +19,10 @@ import tensorflow as tf
 from captioner.config import DecodeConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.inference.base import BaseCaptioner
-from captioner.inference.beam_search import SearchOptions, beam_search, sample
-from captioner.inference.caption import Alternative, Caption, CaptionOptions
-from captioner.inference.search_options import Hypotheses
+from captioner.inference.beam_search import beam_search, sample
+from captioner.inference.search_options import CaptionOptions, Hypotheses, SearchOptions
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
-
-__all__ = ["Alternative", "Caption", "CaptionOptions", "Captioner"]
 
 ENCODE_BATCH = (
     8  # pictures a pass through the CNN: near its full speed, and one picture alone waits for no more

@@ -22,11 +22,10 @@ import numpy as np
 
 from captioner.errors import ConfigError, RunError
 from captioner.inference.base import BaseCaptioner
-from captioner.inference.caption import CaptionOptions
 from captioner.inference.compiled_weights import put_back
 from captioner.inference.numpy_beam_search import beam_search
 from captioner.inference.numpy_decoder import NumPyDecoder
-from captioner.inference.search_options import Hypotheses
+from captioner.inference.search_options import CaptionOptions, Hypotheses
 from captioner.runs.run_folder import BEST, Run
 from captioner.runs.weights import WEIGHTS, arrays_in, floats, select_prefix
 from captioner.system.console import silent_stderr

@@ -30,8 +30,8 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
         ConfigError: an impossible option.
         RunError: there is no such run, it is not finished enough, or a file is damaged.
     """
-    from captioner.inference.caption import CaptionOptions
     from captioner.inference.compiled_captioner import CompiledCaptioner, NotExported
+    from captioner.inference.search_options import CaptionOptions
 
     if CaptionOptions.of(options).drawn:
         reason = "words are drawn at random"

@@ -205,4 +205,4 @@ def _rows(state: Any, rows: np.ndarray) -> Any:
 
 
 def length_factor(tokens: int, options: SearchOptions) -> np.float32:
-    return np.float32(tokens) ** np.float32(options.length_normalisation)
+    return np.float32(tokens) ** np.float32(options.length_normalization)

@@ -260,6 +260,7 @@ class Run:
             "version": self._version(),
             "encoder": self.encoder_info,
             "words": len(self.vocabulary),
+            "languages": list(self.vocabulary.languages),
             "start": self.start,
             "data": next(iter(read_json_lines(self.folder / DATA)), None),
             "splits": {name: len(ids) for name, ids in (self.seeded_splits or {}).items()},

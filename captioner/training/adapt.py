@@ -80,6 +80,7 @@ class AdaptStep(TrainStep):
         decoder: in training.
         encoder: frozen.
         updater: of the decoder's variables.
+        vocabulary: of the training.
         start: the start's decoder, of the first V of the words.
         shares: (n, V), of these in each of the n others.
         captions: what the start writes.
@@ -92,12 +93,13 @@ class AdaptStep(TrainStep):
         decoder: CaptionDecoder,
         encoder: Encoder,
         updater: TrainOptimizer,
+        vocabulary: Vocabulary,
         *,
         start: CaptionDecoder,
         shares: np.ndarray,
         captions: StartCaptions,
     ) -> None:
-        super().__init__(config, phase, decoder, encoder, updater)
+        super().__init__(config, phase, decoder, encoder, updater, vocabulary)
         self.start, self.shares, self.captions = start, shares, captions
 
     def train(self, batch: Any, step: int) -> StepStats:

@@ -43,9 +43,10 @@ _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineE
 
 def train(
     config: Config,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
+    language: str | None = None,
     resume: bool = False,
     minutes: float = 0,
     quiet: bool = False,
@@ -57,6 +58,7 @@ def train(
         config: as in `train.train`; `train.micro_batches` must be a multiple of the devices of all workers.
         data: what every worker reaches.
         folder: of the run; only the first worker writes there.
+        language: as in `train.train`.
         resume: as in `train.train`; what the first worker finds there counts.
         minutes: only without others.
         quiet: no bars, no narration.
@@ -70,7 +72,7 @@ def train(
     """
     number, workers = this_worker()
     gpus = tf.config.list_physical_devices("GPU") if workers == 1 and not devices else []
-    settings: dict[str, Any] = {"resume": resume, "minutes": minutes, "quiet": quiet}
+    settings: dict[str, Any] = {"language": language, "resume": resume, "minutes": minutes, "quiet": quiet}
     if workers == 1 and len(gpus) < 2 and not devices:
         return alone.train(config, data, folder, **settings)
     if minutes:
@@ -102,9 +104,14 @@ class DistributedTrainStep(TrainStep):
     """`TrainStep` of which each worker computes its share; see `TrainStep` for the arguments."""
 
     def __init__(
-        self, config: Config, phase: PhaseConfig, networks: tuple[Any, Any], updater: Any, group: WorkerGroup
+        self,
+        config: Config,
+        phase: PhaseConfig,
+        networks: tuple[Any, Any],
+        trained: tuple[Any, Any],
+        group: WorkerGroup,
     ) -> None:
-        super().__init__(config, phase, *networks, updater)
+        super().__init__(config, phase, *networks, *trained)
         self.group = group
         self._all_micro_batches = _parts(config, group)
         self._micro_batches = self._all_micro_batches // group.workers
@@ -177,7 +184,7 @@ class DistributedPhaseTrainer(PhaseTrainer):
         made.group = group
         old = loop.steps
         made.steps = DistributedTrainStep(
-            old.config, old.phase, (old.decoder, old.encoder), old.updater, group
+            old.config, old.phase, (old.decoder, old.encoder), (old.updater, old.vocabulary), group
         )
         made.batches.worker_shard = (group.number, group.workers)
         return made

@@ -1,7 +1,7 @@
 """Records and features (or pictures) in, `tf.data` batches of ((features, words_in), words_out, weights) out.
 
     features  (B, P, C) float16 from a feature store, or (B, H, W, 3) pixels from pictures
-    words_in  (B, R, T) int32   <start> a dog runs
+    words_in  (B, R, T) int32   <start> a dog runs, or <en> a dog runs where captions carry languages
     words_out (B, R, T) int32           a dog runs <end>
     weights   (B, R, T) float32 1 where there is a word to write, 0 elsewhere
 
@@ -23,7 +23,7 @@ import tensorflow as tf
 from captioner.config import PhaseConfig
 from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
-from captioner.data.vocabulary import END, START, Vocabulary
+from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import CaptionerError, DataError, ImageError
 from captioner.system import console
 from captioner.training.augmentation import augment, can_be_mirrored
@@ -84,6 +84,9 @@ class TokenizedCaptions:
     Attributes:
         ids: picture ids, in the records' order.
         captions: per picture a list of (words,) int32 arrays, without <start> and <end>.
+        languages: per picture the language of each caption, "" where the vocabulary knows none.
+        starts: per picture the word that each caption starts with: <start>, or that of its language.
+        times: (pictures,) how often an epoch looks at each picture.
         longest: (pictures,) words of each picture's longest caption.
         can_flip: (pictures,) bool, pictures that may be mirrored.
     """
@@ -96,6 +99,12 @@ class TokenizedCaptions:
             [np.array(vocabulary.ids(words)[:max_words], np.int32) for words in record.words]
             for record in records
         ]
+        self.languages = [
+            [*(record.languages if vocabulary.languages else ())] or [""] * len(record.captions)
+            for record in records
+        ]
+        self.starts = [[vocabulary.start(language) for language in own] for own in self.languages]
+        self.times = np.array([record.times for record in records])
         self.longest = np.array([max(len(caption) for caption in captions) for captions in self.captions])
         self.can_flip = np.array([can_be_mirrored(record.words) for record in records])
 
@@ -103,7 +112,8 @@ class TokenizedCaptions:
         self, pictures: Iterable[int], chosen: Iterable[Iterable[int]]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """words_in, words_out (B, R, T) int32 and weights (B, R, T) float32 of the chosen captions."""
-        rows = [[self.captions[p][c] for c in which] for p, which in zip(pictures, chosen, strict=True)]
+        pairs = [[(p, c) for c in which] for p, which in zip(pictures, chosen, strict=True)]
+        rows = [[self.captions[p][c] for p, c in row] for row in pairs]
         lengths = np.full((len(rows), max(map(len, rows))), -1)  # (B, R) words; -1: none
         for b, row in enumerate(rows):
             lengths[b, : len(row)] = [len(caption) for caption in row]
@@ -111,7 +121,7 @@ class TokenizedCaptions:
         is_word = place < lengths  # (B, R, T)
         words = np.concatenate([caption for row in rows for caption in row])
         words_in, words_out = (np.zeros(is_word.shape, np.int32) for _ in range(2))
-        words_in[:, :, :1][lengths >= 0] = START
+        words_in[:, :, :1][lengths >= 0] = [self.starts[p][c] for row in pairs for p, c in row]
         words_in[:, :, 1:][is_word[:, :, :-1]] = words
         words_out[is_word] = words
         words_out[place == lengths] = END
@@ -141,7 +151,8 @@ class TrainingBatches:
     ) -> None:
         self.table, self.source, self.phase = table, source, phase
         self.seed, self.worker_shard = seed, worker_shard
-        self.steps = -(-len(table.ids) // phase.pictures_per_batch)
+        self._looks = np.repeat(np.arange(len(table.ids)), table.times)  # pictures of an epoch
+        self.steps = -(-len(self._looks) // phase.pictures_per_batch)
         self._trouble: CaptionerError | None = None
 
     def batch_order(self, epoch: int) -> list[np.ndarray]:
@@ -156,7 +167,7 @@ class TrainingBatches:
     def _global_batch_order(self, epoch: int) -> list[np.ndarray]:
         rng = np.random.default_rng([self.seed, epoch, 1])
         B = self.phase.pictures_per_batch
-        order = rng.permutation(len(self.table.ids))
+        order = self._looks[rng.permutation(len(self._looks))]
         windows = [order[i : i + B * WINDOW] for i in range(0, len(order), B * WINDOW)]
         order = np.concatenate([w[np.argsort(-self.table.longest[w], kind="stable")] for w in windows])
         batches = [order[i : i + B] for i in range(0, len(order), B)]

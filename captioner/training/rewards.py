@@ -21,6 +21,8 @@ class CaptionReward:
 
     Args:
         references: per training picture its captions as word ids, without <end>.
+        languages: of these captions. A sample is compared with references of its language, and document
+            frequencies are those of the language.
 
     >>> reward = CaptionReward([[[4, 5, 6, 7]], [[8, 9, 10, 11]], [[12, 13, 14, 15]]])
     >>> words = np.array([[[4, 5, 6, 7, 0], [8, 9, 0, 0, 0]]])
@@ -29,11 +31,52 @@ class CaptionReward:
     ([[1000.0, -1000.0]], 500)
     """
 
-    def __init__(self, references: Sequence[Sequence[Iterable[int]]]) -> None:
-        self._cider = CiderD([[[*map(int, caption), END] for caption in captions] for captions in references])
+    def __init__(
+        self,
+        references: Sequence[Sequence[Iterable[int]]],
+        languages: Sequence[Sequence[str]] | None = None,
+    ) -> None:
+        told = languages or [[""] * len(captions) for captions in references]
+        self._languages = [tuple(dict.fromkeys(own)) for own in told]
+        self._rows: dict[str, dict[int, int]] = {}  # of each language: picture to its row in `_cider`
+        self._cider: dict[str, CiderD] = {}
+        for language in dict.fromkeys(name for own in self._languages for name in own):
+            spoken = {
+                picture: [
+                    [*map(int, caption), END]
+                    for caption, name in zip(captions, told[picture], strict=True)
+                    if name == language
+                ]
+                for picture, captions in enumerate(references)
+                if language in self._languages[picture]
+            }
+            self._rows[language] = {picture: row for row, picture in enumerate(spoken)}
+            self._cider[language] = CiderD(list(spoken.values()))
+
+    def draw_languages(
+        self, pictures: Sequence[int], wanted: Sequence[str], *, seed: Sequence[int]
+    ) -> list[str]:
+        """A language for each picture, of those that it has captions in; "" where nobody speaks of languages.
+
+        Args:
+            pictures: (B,) places in the references.
+            wanted: languages to draw from, each as often as it is named; empty: all alike.
+            seed: what is drawn for a picture depends on this and the picture alone.
+        """
+        drawn = []
+        for picture in pictures:
+            own = self._languages[picture]
+            among = [language for language in wanted if language in own] or own
+            place = int(np.random.default_rng([*seed, picture]).integers(len(among))) if len(among) > 1 else 0
+            drawn.append(among[place])
+        return drawn
 
     def __call__(
-        self, pictures: Sequence[int], words: np.ndarray, lengths: np.ndarray
+        self,
+        pictures: Sequence[int],
+        words: np.ndarray,
+        lengths: np.ndarray,
+        languages: Sequence[str] | None = None,
     ) -> tuple[np.ndarray, float]:
         """How much better each sample is than the mean of its picture's others.
 
@@ -41,6 +84,7 @@ class CaptionReward:
             pictures: (B,) places in the references.
             words: (B, K, T) samples without <end>, 0 after the last word.
             lengths: (B, K); T means that the sample was cut off, and gets no <end>.
+            languages: (B,) that the samples are in.
 
         Returns:
             advantages (B, K) float32 in points of CIDEr-D, and the mean score.
@@ -53,6 +97,11 @@ class CaptionReward:
             ]
             for b in range(B)
         ]
-        scores = np.array(self._cider.scores(hypotheses, pictures=list(pictures)), np.float32)  # (B, K)
+        spoken = list(languages or [""] * B)
+        scores = np.zeros((B, K), np.float32)
+        for language in dict.fromkeys(spoken):
+            batch = [b for b in range(B) if spoken[b] == language]
+            rows = [self._rows[language][pictures[b]] for b in batch]
+            scores[batch] = self._cider[language].scores([hypotheses[b] for b in batch], pictures=rows)
         others = (scores.sum(1, keepdims=True) - scores) / max(K - 1, 1)
         return scores - others, float(scores.mean())

@@ -14,14 +14,14 @@ import importlib.util
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from captioner.config import Config, PhaseConfig
-from captioner.data.datasets import CaptionedImage, Split, load_splits
+from captioner.data.datasets import CaptionedImage, DataFolder, Split, languages_of, load_folders
 from captioner.data.statistics import facts, training_warnings
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, DataError, MissingExtra
@@ -65,9 +65,10 @@ JUDGING = 1.2  # an epoch with its dev scores, to its steps alone: Flickr8k, 1.1
 
 def train(
     config: Config,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
+    language: str | None = None,
     resume: bool = False,
     minutes: float = 0,
     quiet: bool = False,
@@ -78,7 +79,9 @@ def train(
 
     Args:
         config: what `load_config` returned.
-        data: folder of captioned pictures.
+        data: folder of captioned pictures; several are one data set: `[LANGUAGE=]FOLDER[*TIMES]`, see
+            `datasets.DataFolder`.
+        language: of captions that carry none, in folders that name none.
         folder: of the run; new, unless `resume`.
         resume: go on where a stopped training in `folder` was.
         minutes: there are for all of it: epochs are left out where they are too few. 0: as many as it takes.
@@ -97,15 +100,17 @@ def train(
     use_cores_side_by_side()
     _check_names(config)
     run = Run.open(folder) if resume else None
+    several = [data] if isinstance(data, str | Path) else data
+    folders = [DataFolder.of(one, language) for one in several]
     start = Run.open(config.start) if config.start and not (run and run.start) else None
     if start and not run:
         config = config_from(config, start.config)
-    splits = splits or _load_splits(config, data, run)
+    splits = splits or _load_splits(config, folders, run)
     warnings = training_warnings(splits["train"].records, splits["dev"].records, config.data)
     encoder = _load_encoder(config, start, run)
     for phase in config.phases.values():
         encoder_variables(phase, encoder)  # the layer it names must be there
-    run = run or _create_run(config, data, folder, splits, encoder, start)
+    run = run or _create_run(config, folders, folder, splits, encoder, start)
     with run.training(), console.recording(run.folder / "log.txt"):
         if run.config != config:
             run.replace_config(config)
@@ -251,16 +256,15 @@ class Training:
             {"decoder": self.decoder, "encoder": self.encoder.model, "updater": updater, "state": state},
             self.config.train.max_to_keep,
         )
-        references = {record.id: record.captions for record in self.records["dev"]}
         return PhaseTrainer(
             self.run,
             name,
             batches,
-            DevSet(judged, references, self.captioner),
+            DevSet(judged, self.records["dev"], self.captioner),
             self._train_step(phase, updater, sources["train"], seed),
             latest,
             state,
-            CaptionReward(tables["train"].captions) if phase.objective == "reward" else None,
+            _reward(tables["train"]) if phase.objective == "reward" else None,
             self.quiet,
         )
 
@@ -268,7 +272,7 @@ class Training:
         self, phase: PhaseConfig, updater: TrainOptimizer, source: FeatureStore, seed: int
     ) -> TrainStep:
         if not phase.closeness:
-            return TrainStep(self.config, phase, self.decoder, self.encoder, updater)
+            return TrainStep(self.config, phase, self.decoder, self.encoder, updater, self.run.vocabulary)
         words = self.start.shares.shape[1]
         decoder = self._new_decoder(words)
         decoder.load_weights_dict(first_rows(self.start.decoder, words))
@@ -277,7 +281,7 @@ class Training:
         records = [*self.records.get("uncorrected", ()), *self.records["train"]]
         records = [record for record in records if record.id in source]
         own = StartCaptions(captioner, source, records, self.run.vocabulary, seed)
-        networks = (self.decoder, self.encoder, updater)
+        networks = (self.decoder, self.encoder, updater, self.run.vocabulary)
         return AdaptStep(self.config, phase, *networks, start=decoder, shares=self.start.shares, captions=own)
 
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:
@@ -327,15 +331,19 @@ class Training:
         return self.run.folder / "latest" / phase
 
 
-def _load_splits(config: Config, data: str | Path, run: Run | None) -> dict[str, Split]:
+def _reward(table: TokenizedCaptions) -> CaptionReward:
+    return CaptionReward(table.captions, table.languages)
+
+
+def _load_splits(config: Config, data: Sequence[DataFolder], run: Run | None) -> dict[str, Split]:
     made = run.seeded_splits if run else None
     settings: dict[str, Any] = {"format": config.data.format, "seed": config.seed, "made": made}
-    return load_splits(data, ("train", "dev"), **settings)
+    return load_folders(data, ("train", "dev"), **settings)
 
 
 def _create_run(
     config: Config,
-    data: str | Path,
+    data: Sequence[DataFolder],
     folder: str | Path,
     splits: Mapping[str, Split],
     encoder: Encoder,
@@ -343,12 +351,15 @@ def _create_run(
 ) -> Run:
     captions = _words(splits["train"])
     sizes: dict[str, Any] = {"min_count": config.data.min_count, "max_size": config.data.max_size}
+    languages = languages_of(splits["train"].records)
     if start:
+        for language in languages:
+            start.vocabulary.start(language)  # the start must know it
         vocabulary = grow_vocabulary(start.vocabulary, captions, named=config.data.words, **sizes)
     else:
-        vocabulary = Vocabulary.build(captions, **sizes)
+        vocabulary = Vocabulary.build(captions, languages=languages, **sizes)
     run = Run.create(folder, config, vocabulary, encoder, splits["train"].made)
-    atomic_write(run.folder / DATA, json_text(facts(data, splits)) + "\n")
+    atomic_write(run.folder / DATA, json_text(facts([one.path for one in data], splits)) + "\n")
     return run
 
 

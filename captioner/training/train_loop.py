@@ -17,8 +17,9 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.config import PhaseConfig
+from captioner.data.datasets import CaptionedImage, languages_of
 from captioner.errors import CaptionerError, DataError
-from captioner.evaluation.scoring import score_captions
+from captioner.evaluation.scoring import means, score_captions
 from captioner.inference.captioner import Captioner
 from captioner.models.feature_extraction import Failure
 from captioner.runs.run_folder import START, Run
@@ -56,12 +57,12 @@ class DevSet:
 
     Args:
         batches: of all their captions, unchanged.
-        references: picture id to its captions.
+        records: these pictures.
         captioner: of the networks in training.
     """
 
     batches: TrainingBatches
-    references: Mapping[str, Sequence[str]]
+    records: Sequence[CaptionedImage]
     captioner: Captioner
 
     def figures(self, steps: TrainStep) -> StepStats:
@@ -74,6 +75,9 @@ class DevSet:
     def scores(self) -> dict[str, float]:
         """Of the captions that the present weights write.
 
+        Where captions carry languages: the means over these, and beside them each language's own, such as
+        `cider_de`.
+
         Raises:
             DataError: not one picture that can be read.
         """
@@ -82,8 +86,25 @@ class DevSet:
         if not ids:
             raise DataError("not one picture of the dev split could be read; see above")
         store = _Encoding(source, self.captioner) if isinstance(source, PixelSource) else source
-        captions = self.captioner.caption_features(store, ids)
-        return score_captions([self.references[i] for i in ids], [caption.text for caption in captions])
+        languages = self._languages()
+        if not languages:
+            return self._scores(store, ids, None)
+        if isinstance(store, _Encoding):
+            store = _EncodedOnce(store, ids)
+        own = {language: self._scores(store, ids, language) for language in languages}
+        each = {f"{name}_{lang}": value for lang in languages for name, value in own[lang].items()}
+        return {**means(list(own.values())), **each}
+
+    def _languages(self) -> list[str]:
+        """Those of the dev captions that the model knows."""
+        told = languages_of(self.records)
+        return [language for language in self.captioner.vocabulary.languages if language in told]
+
+    def _scores(self, store: Any, ids: Sequence[str], language: str | None) -> dict[str, float]:
+        references = {record.id: record.in_language(language) for record in self.records}
+        judged = [name for name in ids if references[name]]
+        captions = self.captioner.caption_features(store, judged, language=language)
+        return score_captions([references[name] for name in judged], [caption.text for caption in captions])
 
 
 @dataclass
@@ -241,6 +262,17 @@ class _Encoding:
         return self.captioner.encode(self.pictures.read(ids))
 
 
+class _EncodedOnce:
+    """Features that several searches read."""
+
+    def __init__(self, encoding: _Encoding, ids: Sequence[str]) -> None:
+        parts = [encoding.read(list(ids[start : start + 64])) for start in range(0, len(ids), 64)]
+        self._features, self._rows = np.concatenate(parts), {name: row for row, name in enumerate(ids)}
+
+    def read(self, ids: Sequence[str]) -> np.ndarray:
+        return self._features[[self._rows[name] for name in ids]]
+
+
 def unreadable(*sources: Any) -> set[str]:
     """Ids of pictures that were to be looked at and could not be read."""
     failures = [failure for source in sources for failure in getattr(source, "failures", ())]
@@ -266,12 +298,17 @@ def epoch_line(entry: Mapping[str, Any], better: bool) -> str:
     parts += [
         f"dev loss {entry['dev_loss']:.3f} nats per word",
         f"BLEU-4 {entry['bleu4']:.1f}",
-        f"CIDEr {entry['cider']:.1f}",
+        f"CIDEr {entry['cider']:.1f}{_each_language(entry)}",
     ]
     if "seconds" in entry:
         parts += [f"{entry['captions_per_second']:.0f} captions/s", console.duration(entry["seconds"])]
     name = f"{entry['phase']} epoch {entry['epoch']}" if entry["epoch"] else "before"
     return f"{name}: {', '.join(parts)}{' (best so far)' if better else ''}"
+
+
+def _each_language(entry: Mapping[str, Any]) -> str:
+    own = {name.removeprefix("cider_"): entry[name] for name in entry if name.startswith("cider_")}
+    return f" ({', '.join(f'{language} {value:.1f}' for language, value in own.items())})" if own else ""
 
 
 def _summarise(entry: Mapping[str, Any], folder: str) -> None:

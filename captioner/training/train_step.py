@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.config import Config, PhaseConfig
-from captioner.data.vocabulary import END, START
+from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, unknown_name
 from captioner.inference.beam_search import SearchOptions, sample
 from captioner.models.decoder import CaptionDecoder
@@ -64,8 +64,9 @@ class TrainStep:
         decoder: CaptionDecoder,
         encoder: Encoder,
         updater: TrainOptimizer,
+        vocabulary: Vocabulary,
     ) -> None:
-        self.config, self.phase = config, phase
+        self.config, self.phase, self.vocabulary = config, phase, vocabulary
         self.decoder, self.encoder, self.updater = decoder, encoder, updater
         self._micro_batches = self._all_micro_batches = config.train.micro_batches or cores()
         # A pretrained CNN keeps its statistics and drops nothing; one that starts from nothing trains like
@@ -85,11 +86,15 @@ class TrainStep:
         """One step of self-critical training: sample, score, follow the advantages."""
         (inputs, words_in), words_out, weights = batch
         seed = tf.constant([self.config.seed, step], tf.int32)
-        cells, words, lengths = self._run(self._sample_graph, (inputs,), seed)
-        advantages, mean = reward(pictures.tolist(), words.numpy(), lengths.numpy())
+        languages = reward.draw_languages(
+            pictures.tolist(), self.phase.languages, seed=(self.config.seed, step)
+        )
+        starts = tf.constant([self.vocabulary.start(language) for language in languages], tf.int32)
+        cells, words, lengths = self._run(self._sample_graph, (inputs, starts), seed)
+        advantages, mean = reward(pictures.tolist(), words.numpy(), lengths.numpy(), languages)
         advantages[~np.asarray(weights).any((1, 2))] = 0  # pictures that could not be read
         looked_at = inputs if "encoder" in self.phase.trains else cells  # a frozen encoder looks once
-        sampled = _as_batch(words, lengths, advantages / 100)
+        sampled = _as_batch(words, lengths, advantages / 100, starts)
         references = (words_in, words_out, weights)
         figures = self._run(self._self_critical_graph, (looked_at, *sampled), references, seed)
         count = float(lengths.shape[0] * lengths.shape[1])
@@ -160,11 +165,14 @@ class TrainStep:
 
     def _sample_graph(self, micro_batches: int, batch: tuple[Tensor, ...], seed: Tensor) -> Any:
         parts = []
-        for number, (part,) in enumerate(split_micro_batches(micro_batches, batch)):
+        for number, (part, starts) in enumerate(split_micro_batches(micro_batches, batch)):
             cells = self._cells(part, seed)
             memory = self.decoder.project_memory(cells)
             options = SearchOptions(
-                beam=1, max_words=self.config.decode.max_words, temperature=self.phase.temperature
+                beam=1,
+                max_words=self.config.decode.max_words,
+                temperature=self.phase.temperature,
+                banned=self.vocabulary.unwritten,
             )
             found = sample(
                 self.decoder.make_step_fn(memory),
@@ -172,6 +180,7 @@ class TrainStep:
                 pictures=tf.shape(cells)[0],
                 samples=self.phase.samples,
                 options=options,
+                starts=starts,
                 seed=(seed[0] * 1_000_003 + seed[1]) * self._all_micro_batches + self._place(number),
             )
             parts.append((cells, found.words, found.lengths))
@@ -320,13 +329,16 @@ def split_micro_batches(micro_batches: int, batch: tuple[Tensor, ...]) -> list[l
     return [[tf.gather(x, rows[number::micro_batches]) for x in batch] for number in range(micro_batches)]
 
 
-def _as_batch(words: Tensor, lengths: Tensor, advantages: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _as_batch(
+    words: Tensor, lengths: Tensor, advantages: Any, starts: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Samples (B, K, T) as words_in, words_out and weights (B, K, T + 1); those cut off get no end word."""
     T = tf.shape(words)[2]
     lengths = lengths[:, :, None]
     place = tf.range(T + 1)[None, None]
     real = place < tf.minimum(lengths + 1, T)
-    words_in = tf.pad(words, [[0, 0], [0, 0], [1, 0]], constant_values=START)
+    first = tf.repeat(starts[:, None, None], tf.shape(words)[1], axis=1)  # (B, K, 1)
+    words_in = tf.concat([first, words], -1)
     words_out = tf.where(place == lengths, END, tf.pad(words, [[0, 0], [0, 0], [0, 1]]))
     weights = tf.cast(real, tf.float32) * tf.cast(advantages, tf.float32)[:, :, None]
     return tf.where(real, words_in, 0), tf.where(real, words_out, 0), weights

@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from captioner.data.datasets import DATASETS, CaptionedImage, draw_splits, load_split
+from captioner.data.datasets import (
+    DATASETS,
+    CaptionedImage,
+    DataFolder,
+    draw_splits,
+    languages_of,
+    load_folders,
+    load_split,
+)
 from captioner.data.listings import Problems
 from captioner.data.statistics import summarize
 from captioner.errors import ConfigError, DataError
@@ -427,3 +435,83 @@ def test_flickr8k_itself(flickr8k: Path) -> None:
         "2258277193_586949ec62.jpg",
         "2258277193_586949ec62.jpg.1",
     }
+
+
+# Languages, and several folders together.
+
+
+def bilingual_csv(root: Path) -> None:
+    put_as(root, "captions.csv", "image,caption,language\na.jpg,a dog,en\na.jpg,ein Hund,de\n")
+
+
+def bilingual_jsonl(root: Path) -> None:
+    rows = [("a dog", "en"), ("ein Hund", "DE")]
+    lines = [json.dumps({"file_name": "a.jpg", "text": text, "language": name}) for text, name in rows]
+    put_as(root, "metadata.jsonl", "\n".join(lines))
+
+
+def bilingual_karpathy(root: Path) -> None:
+    sentences = [{"raw": "a dog", "language": "en"}, {"raw": "ein Hund", "language": "de"}]
+    image = {"filename": "a.jpg", "split": "train", "sentences": sentences}
+    put_as(root, "dataset_x.json", json.dumps({"images": [image]}))
+
+
+def bilingual_coco(root: Path) -> None:
+    rows = [("a dog", "en"), ("ein Hund", "de")]
+    annotations = [{"image_id": 1, "caption": text, "language": name} for text, name in rows]
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    put_as(root, "captions_train.json", json.dumps({"images": images, "annotations": annotations}))
+
+
+@pytest.mark.parametrize("make", [bilingual_csv, bilingual_jsonl, bilingual_karpathy, bilingual_coco])
+def test_captions_carry_their_language(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path)
+    pictures(tmp_path, "a.jpg")
+    (record,) = load_split(tmp_path, "all").records
+    assert (record.captions, record.languages) == (("a dog", "ein Hund"), ("en", "de"))
+    assert record.in_language("de") == ("ein Hund",)
+
+
+def two_folders(root: Path) -> list[str]:
+    """Pictures a and b in English; German captions of b in a folder that has a link in place of pictures."""
+    put_as(root, "english/captions.csv", "image,caption,split\nimages/a.jpg,a,train\nimages/b.jpg,b,train\n")
+    pictures(root, "english/images/a.jpg", "english/images/b.jpg")
+    put_as(root, "german/captions.csv", "image,caption,split\nimages/b.jpg,be,train\n")
+    put_as(root, "german/images", "../english/images\n")  # as git leaves a link where there are none
+    return [f"en={root / 'english'}*3", f"de={root / 'german'}"]
+
+
+def test_a_picture_in_several_folders_has_the_captions_of_all(tmp_path: Path) -> None:
+    folders = [DataFolder.of(name) for name in two_folders(tmp_path)]
+    a, b = load_folders(folders, ["train"])["train"].records
+    assert (a.captions, a.languages, a.times) == (("a",), ("en",), 3)
+    assert (b.captions, b.languages) == (("b", "be"), ("en", "de"))
+    assert languages_of([a, b]) == ("en", "de")
+
+
+def test_captions_of_which_only_some_carry_a_language_are_refused(tmp_path: Path) -> None:
+    english, german = two_folders(tmp_path)
+    with pytest.raises(DataError, match="without a language, while others carry one"):
+        load_folders([DataFolder.of(english.removeprefix("en=")), DataFolder.of(german)], ["train"])
+
+
+def test_a_folder_without_the_split_is_passed_over_where_another_has_it(tmp_path: Path) -> None:
+    folders = [DataFolder.of(name) for name in two_folders(tmp_path)]
+    put_as(tmp_path, "english/captions.csv", "image,caption,split\nimages/a.jpg,a,dev\n")
+    assert [record.id for record in load_folders(folders, ["dev"])["dev"].records] == ["images/a.jpg"]
+    with pytest.raises(DataError, match="no test split"):
+        load_folders(folders, ["test"])
+
+
+def test_one_folder_without_a_language_is_read_as_ever(tmp_path: Path) -> None:
+    flickr8k(tmp_path)
+    plain = load_split(tmp_path, "train")
+    assert load_folders([DataFolder.of(tmp_path)], ["train"])["train"].records == plain.records
+    assert plain.records[0].languages == ()
+
+
+def test_an_odd_language_code_is_noted(tmp_path: Path) -> None:
+    put_as(tmp_path, "captions.csv", "image,caption,language\na.jpg,a dog,English please\n")
+    pictures(tmp_path, "a.jpg")
+    found = load_split(tmp_path, "all")
+    assert found.problems.counts == {"captions with no language code, such as en": 1}

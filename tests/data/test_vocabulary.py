@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from captioner.data.vocabulary import END, PAD, START, UNK, Vocabulary, join_words, words_of
-from captioner.errors import RunError
+from captioner.errors import ConfigError, RunError
 
 CAPTIONS = ["a dog runs .", "a dog and a cat .", "the cat sleeps ."]
 
@@ -210,3 +210,32 @@ def test_a_damaged_file_is_refused_with_its_line(tmp_path: Path, data: bytes, me
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="cannot read the vocabulary"):
         Vocabulary.load(tmp_path / "vocabulary.txt")
+
+
+# Languages.
+
+
+def test_languages_stand_between_the_special_words_and_the_others() -> None:
+    vocabulary = Vocabulary.build(["a dog", "ein Hund"], languages=("en", "de"), max_size=9)
+    assert vocabulary.words == ("<pad>", "<unk>", "<start>", "<end>", "<en>", "<de>", "a", "dog", "ein")
+    assert vocabulary.languages == ("en", "de")
+    assert [vocabulary.start(name) for name in (None, "en", "de", "DE")] == [4, 4, 5, 5]
+    assert vocabulary.unwritten == (0, 1, 2, 4, 5)
+    assert vocabulary.text([5, 8, 3, 6]) == "ein"
+
+
+def test_captions_cannot_say_what_stands_for_a_language() -> None:
+    assert Vocabulary.build(["the <en> word"]).languages == ()
+
+
+def test_a_model_without_languages_starts_as_it_did() -> None:
+    vocabulary = Vocabulary.build(["a dog"])
+    assert (vocabulary.languages, vocabulary.start(), vocabulary.unwritten) == ((), START, (0, 1, 2))
+    with pytest.raises(ConfigError, match="learned from captions without languages"):
+        vocabulary.start("en")
+
+
+def test_an_unknown_language_is_answered_with_the_nearest() -> None:
+    vocabulary = Vocabulary.build(["a"], languages=("en", "de", "zh-hans"))
+    with pytest.raises(ConfigError, match='unknown language "zh"; known: de, en, zh-hans'):
+        vocabulary.start("zh")

@@ -16,6 +16,7 @@ from captioner.errors import DataError
 from captioner.evaluation.evaluate import EvaluationOptions, evaluate
 from captioner.evaluation.metrics import score
 from captioner.evaluation.scoring import score_captions, score_with_chance, shuffled
+from captioner.inference.search_options import CaptionOptions
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run
@@ -89,7 +90,8 @@ def test_figures_of_an_epoch() -> None:
 
 
 def test_evaluation_writes_predictions_and_scores(run: Path, scenes_folder: Path, tmp_path: Path) -> None:
-    found = evaluate(run, scenes_folder, tmp_path, plan=EvaluationOptions(batch_size=8), quiet=True)
+    plan = EvaluationOptions(decoding=CaptionOptions(batch_size=8))
+    found = evaluate(run, scenes_folder, tmp_path, plan=plan, quiet=True)
     records = load_split(scenes_folder, "test").records
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert [line["id"] for line in lines] == [record.id for record in records]
@@ -104,13 +106,15 @@ def test_evaluation_writes_predictions_and_scores(run: Path, scenes_folder: Path
     assert scores["images"] == len(records) and scores["images_per_second"] > 0
     rule = scores["protocol"]
     assert (rule["split"], rule["beam"], rule["max_words"]) == ("test", 3, 6)
+    assert (rule["length_normalization"], rule["no_repeat"]) == (0.7, 0)
     assert rule["references"] == f"{len(records)} pictures, 5 references each"
     assert "novel" in scores and "cider" in scores["shuffled"]
 
 
 def test_evaluation_gives_the_same_files_again(run: Path, scenes_folder: Path, tmp_path: Path) -> None:
+    plan = EvaluationOptions("dev", decoding=CaptionOptions(beam=2))
     for name in ("one", "two"):
-        evaluate(run, scenes_folder, tmp_path / name, plan=EvaluationOptions("dev", beam=2), quiet=True)
+        evaluate(run, scenes_folder, tmp_path / name, plan=plan, quiet=True)
     one, two = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two"))
     assert one == two
     first, second = (json.loads((tmp_path / name / "scores.json").read_bytes()) for name in ("one", "two"))

@@ -84,7 +84,7 @@ def brute_force(language: np.ndarray, options: SearchOptions) -> list[tuple[floa
             tokens = (*words, END) if count < options.max_words else words
             pairs = itertools.pairwise((START, *tokens))
             total = sum(log_p[place, last, word] for place, (last, word) in enumerate(pairs))
-            found.append((total / len(tokens) ** options.length_normalisation, words))
+            found.append((total / len(tokens) ** options.length_normalization, words))
     return sorted(found, reverse=True)
 
 
@@ -109,7 +109,7 @@ def test_a_wide_beam_equals_brute_force(alpha: float, banned: tuple[int, ...]) -
     # Four words and the special ones; or, nothing banned, a language whose four words are those.
     size = 8 if banned else 4
     language = np.random.default_rng(3).normal(size=(4, size, size)) * 1.5
-    options = SearchOptions(beam=400, max_words=4, length_normalisation=alpha, banned=banned)
+    options = SearchOptions(beam=400, max_words=4, length_normalization=alpha, banned=banned)
     expected = brute_force(language, options)
     found = beam_search(language_step(language), FIRST, pictures=1, options=options)
     scores = found.scores[0].numpy()
@@ -129,7 +129,7 @@ def test_a_narrow_beam_equals_the_same_search_in_plain_python() -> None:
     random = np.random.default_rng(5)
     for trial in range(20):
         language = random.normal(size=(5, 9, 9)) * 2
-        options = SearchOptions(beam=1 + trial % 4, max_words=5, length_normalisation=0.5 * (trial % 3))
+        options = SearchOptions(beam=1 + trial % 4, max_words=5, length_normalization=0.5 * (trial % 3))
         found = beam_search(language_step(language), FIRST, pictures=1, options=options)
         expected = plain_beam_search(language, options)
         assert captions(found)[0] == [list(words) for _, words in expected]
@@ -145,7 +145,7 @@ def plain_beam_search(language: np.ndarray, options: SearchOptions) -> list[tupl
             for word in range(language.shape[1]):
                 if not ended and word not in options.banned:
                     gained = total + log_p[count - 1, tokens[-1], word]
-                    score = gained / count**options.length_normalisation
+                    score = gained / count**options.length_normalization
                     extensions.append((score, gained, (*tokens, word), word == END))
         beams = sorted(extensions, reverse=True)[: options.beam]
     return [(score, tuple(w for w in tokens[1:] if w != END)) for score, _, tokens, _ in beams]
@@ -164,7 +164,7 @@ def test_greedy_takes_the_likeliest_word_each_time() -> None:
 def test_equal_scores_fall_the_same_way_every_time() -> None:
     level = table_step(np.zeros((40, 40)))
     for beam in (1, 4, 35):
-        options = SearchOptions(beam=beam, max_words=2, length_normalisation=0)
+        options = SearchOptions(beam=beam, max_words=2, length_normalization=0)
         found = beam_search(level, NOTHING, pictures=1, options=options)
         # Ending at once is likeliest; then the better slot first, in it the lower word.
         assert captions(found)[0][:4] == [[], [4], [4, 4], [4, 5]][:beam]
@@ -238,7 +238,7 @@ def test_n_best_gives_the_same_first_ones_sooner() -> None:
     tables[:, :, END] += 4
     taken = []
     for n_best in (0, 2, 1):
-        options = SearchOptions(beam=4, n_best=n_best, max_words=20, length_normalisation=0)
+        options = SearchOptions(beam=4, n_best=n_best, max_words=20, length_normalization=0)
         steps.clear()
         found = beam_search(counting(picture_step(tables)), numbers(5), pictures=5, options=options)
         taken.append(len(steps))

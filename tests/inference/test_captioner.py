@@ -15,7 +15,8 @@ from PIL import Image
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, RunError
-from captioner.inference.captioner import Caption, Captioner
+from captioner.inference.caption import Caption
+from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run
@@ -207,12 +208,12 @@ def test_the_search_is_traced_once_and_reads_the_present_weights(pictures: np.nd
     ("options", "message"),
     [
         ({"baem": 3}, 'unknown option "baem"; did you mean "beam"?'),
-        ({"beam": 0}, "beam 0: expected 1 to 100"),
-        ({"n_best": 100_000}, "n_best 100000: expected 1 to 100"),
-        ({"max_words": 10**9}, "max_words 1000000000: expected 1 to 1000"),
+        ({"beam": 0}, "beam 0: expected a whole number from 1 to 100"),
+        ({"n_best": 100_000}, "n_best 100000: expected a whole number from 1 to 100"),
+        ({"max_words": 10**9}, "max_words 1000000000: expected a whole number from 1 to 1000"),
         ({"n_best": 0}, "n_best 0"),
         ({"temperature": 0.0}, "temperature 0.0: expected a number above 0"),
-        ({"top_p": 1.5}, "top_p 1.5: expected a share"),
+        ({"top_p": 1.5}, "top_p 1.5: expected a number above 0 to 1"),
         ({"top_k": -1}, "top_k -1"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"seed": -1}, "seed -1"),

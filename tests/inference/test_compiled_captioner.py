@@ -42,9 +42,9 @@ CONFIG = Config(
 )
 
 
-def make_run(folder: Path, *, seed: int = 2) -> Run:
+def make_run(folder: Path, *, seed: int = 2, languages: tuple[str, ...] = ()) -> Run:
     """A finished run, untrained, but with strong opinions: what it says depends on the picture."""
-    vocabulary = Vocabulary.build([WORDS])
+    vocabulary = Vocabulary.build([WORDS], languages=languages)
     encoder = load_encoder("small_cnn", weights="none", size=32, flip_augmented=True)
     decoder = CaptionDecoder(CONFIG.decoder, vocabulary_size=len(vocabulary), channels=encoder.channels)
     draw = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def test_the_search_is_that_of_tensorflow(seed: int) -> None:
         beam=beam,
         n_best=int(draw.integers(0, beam + 1)),
         max_words=int(draw.integers(1, 12)),
-        length_normalisation=float(draw.choice([0, 0.7, 1.3])),
+        length_normalization=float(draw.choice([0, 0.7, 1.3])),
         no_repeat=int(draw.integers(0, 4)),
         banned=() if seed % 5 == 0 else (0, 1, 2),
         return_attention=True,
@@ -191,6 +191,43 @@ def test_the_decoder_is_that_of_tensorflow(kind: dict[str, Any]) -> None:
 
 
 # Whole captions.
+
+
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a compiled form that knows languages."""
+    folder = make_run(tmp_path_factory.mktemp("languages") / "run", languages=("en", "de", "ko")).folder
+    export(folder, ExportPlan(quiet=True))
+    return folder
+
+
+def test_each_language_has_captions_of_its_own_by_both_ways(speaking: Path, pictures: np.ndarray) -> None:
+    compiled, original = CompiledCaptioner.load(speaking), Captioner.load(speaking)
+    found = compiled.caption(pictures, language="all")
+    for language in ("en", "de", "ko"):
+        alone = compiled.caption(pictures, language=language)
+        theirs = original.caption(pictures, language=language)
+        assert [caption.text for caption in alone] == [caption.text for caption in theirs]
+        assert {caption.language for caption in (*alone, *theirs)} == {language}
+        assert [caption.by_language[language].text for caption in found] == [c.text for c in alone]
+        assert not any("<" in caption.text for caption in alone)  # what stands for a language is not written
+    assert [caption.text for caption in compiled.caption(pictures)] == [c.text for c in found]
+    differing = sum(len({own.text for own in c.by_language.values()}) > 1 for c in found)
+    assert differing >= len(found) / 4
+    line = found[0].to_dict()
+    assert list(line) == ["path", "caption", "score", "language", "captions"]
+    assert list(line["captions"]) == ["en", "de", "ko"]
+
+
+@pytest.mark.parametrize("captioner", [CompiledCaptioner, Captioner])
+def test_a_language_that_a_model_does_not_know(
+    run: Path, speaking: Path, pictures: np.ndarray, captioner: Any
+) -> None:
+    with pytest.raises(ConfigError, match='unknown language "fr"; known: de, en, ko'):
+        captioner.load(speaking).caption(pictures[0], language="fr")
+    for name in ("en", "all"):
+        with pytest.raises(ConfigError, match="learned from captions without languages"):
+            captioner.load(run).caption(pictures[0], language=name)
 
 
 @pytest.mark.parametrize(

@@ -47,3 +47,28 @@ def test_the_end_is_a_word_and_a_caption_cut_off_has_none():
 def test_one_sample_alone_is_held_against_nothing():
     advantages, mean = CaptionReward(REFERENCES)([1], *padded([[[8, 9, 10, 11]]], 5))
     assert advantages[0, 0] == pytest.approx(mean)
+
+
+def test_each_language_is_rewarded_by_its_own_references() -> None:
+    references = [[[4, 5, 6, 7], [8, 9, 10, 11]], [[4, 4, 5, 5]], [[8, 8, 9, 9]]]
+    languages = [["en", "de"], ["en"], ["de"]]
+    reward = CaptionReward(references, languages)
+    words, lengths = padded([[[4, 5, 6, 7], [8, 9, 10, 11]]], 5)
+    english, _ = reward([0], words, lengths, ["en"])
+    german, _ = reward([0], words, lengths, ["de"])
+    assert english[0, 0] > 0 > english[0, 1]
+    assert german[0, 0] < 0 < german[0, 1]
+    # Document frequencies are those of the language: as if there were no other.
+    alone = CaptionReward([[[4, 5, 6, 7]], [[4, 4, 5, 5]]])([0], words, lengths)[0]
+    assert np.array_equal(english, alone)
+
+
+def test_languages_are_drawn_for_each_picture_by_itself() -> None:
+    reward = CaptionReward([[[4], [5], [6]]] * 40 + [[[4]]], [["en", "de", "zh"]] * 40 + [["en"]])
+    pictures = list(range(41))
+    drawn = reward.draw_languages(pictures, ["en", "en", "de"], seed=(1, 2))
+    assert set(drawn) == {"en", "de"} and drawn.count("en") > drawn.count("de") and drawn[40] == "en"
+    assert reward.draw_languages(pictures[1::2], ["en", "en", "de"], seed=(1, 2)) == drawn[1::2]
+    assert set(reward.draw_languages(pictures, (), seed=(1, 2))) == {"en", "de", "zh"}
+    assert reward.draw_languages(pictures, ["de"], seed=(1, 2))[40] == "en"  # all it has
+    assert CaptionReward([[[4]], [[5]]]).draw_languages([0, 1], (), seed=(0,)) == ["", ""]

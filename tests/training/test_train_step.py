@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig, PhaseConfig, TrainConfig
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder, load_encoder
@@ -22,7 +23,8 @@ from captioner.training.train_step import (
     trained_variables,
 )
 
-V, P, C = 12, 4, 3
+WORDS = Vocabulary.build(["a b c d e f g h"])
+V, P, C = len(WORDS), 4, 3
 CONFIG = Config(seed=3, decoder=DecoderConfig(units=8, embedding=6), decode=DecodeConfig(max_words=5))
 PLAIN = PhaseConfig(optimizer="sgd", learning_rate=0.1, schedule="constant", warmup_steps=0)
 
@@ -37,6 +39,7 @@ def steps_of(phase: PhaseConfig = PLAIN, *, encoder: Any = None, config: Config 
         decoder,
         encoder,
         TrainOptimizer(phase, 100, *trained_variables(phase, decoder, encoder)),
+        WORDS,
     )
 
 
@@ -102,7 +105,7 @@ def test_a_step_depends_on_its_number_and_the_weights_alone():
     resumed = steps_of()
     resumed.train(batch_of(5, 3, seed=1), 0)
     assert equal(weights_of(unbroken), weights_of(resumed))
-    resumed = TrainStep(CONFIG, PLAIN, resumed.decoder, resumed.encoder, resumed.updater)  # compiles anew
+    resumed = TrainStep(CONFIG, PLAIN, resumed.decoder, resumed.encoder, resumed.updater, WORDS)
     for steps in (unbroken, resumed):
         steps.train(batch_of(3, 1, seed=2), 1)
     assert equal(weights_of(unbroken), weights_of(resumed))
@@ -201,7 +204,7 @@ def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder, pictures):
     batch = batch_of(pictures, pixels=32)
     (pixels, words_in), words_out, weights = batch
     cells = np.asarray(encoder.encode(pixels))
-    from_cells = TrainStep(CONFIG, PLAIN, steps.decoder, encoder, steps.updater).evaluate(
+    from_cells = TrainStep(CONFIG, PLAIN, steps.decoder, encoder, steps.updater, WORDS).evaluate(
         ((cells, words_in), words_out, weights)
     )
     assert steps.evaluate(batch) == pytest.approx(from_cells, rel=1e-4)

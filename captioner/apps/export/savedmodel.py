@@ -23,7 +23,7 @@ from captioner.apps.export.parity_check import TOLERANCES, Answer, Variant, Vari
 from captioner.apps.export.signatures import save
 from captioner.data.images import read_image
 from captioner.data.vocabulary import OTHER, kind_of, tight
-from captioner.inference.caption import CaptionOptions
+from captioner.inference.search_options import CaptionOptions
 
 VERSION = "1"  # TensorFlow Serving takes the highest number among the folders of a model
 FROM_FILES = 0.3  # how far scores may be from the run's own where TensorFlow reads the files

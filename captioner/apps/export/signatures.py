@@ -19,9 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.inference.base import BaseCaptioner
-from captioner.inference.caption import CaptionOptions
 from captioner.inference.numpy_beam_search import beam_search
-from captioner.inference.search_options import Hypotheses, SearchOptions
+from captioner.inference.search_options import CaptionOptions, Hypotheses, SearchOptions
 from captioner.models.decoder import Memory
 
 Arrays = dict[str, Any]

@@ -135,6 +135,10 @@ def _answer(name: str, caption: Caption) -> schemas.PictureAnswer:
         return schemas.PictureAnswer(name=name, error=caption.error)
     others = [schemas.Sentence(**_sentence(other)) for other in caption.alternatives]
     answer = schemas.PictureAnswer(name=name, **_sentence(caption), alternatives=others)
+    if caption.by_language:
+        answer.captions = {
+            language: schemas.Sentence(**_sentence(own)) for language, own in caption.by_language.items()
+        }
     if caption.attention is not None:
         answer.words = list(caption.words)
         answer.attention = caption.attention.astype(float).round(5).tolist()  # (T, h, w)
@@ -147,6 +151,7 @@ def _sentence(caption: Any) -> dict[str, Any]:
         # An empty caption of a run that never learnt to end has none.
         "score": round(max(caption.score, -1e6), 5),
         "probability": float(f"{caption.probability:.4g}"),
+        "language": getattr(caption, "language", "") or None,
     }
 
 

@@ -15,7 +15,8 @@ from captioner.apps.serving.requests import UnsupportedMediaType
 from captioner.apps.serving.schemas import sentence_of
 from captioner.apps.serving.service import Overloaded, ServedModel, Service, UnknownRun, requested_part
 from captioner.errors import CaptionerError, ConfigError, ImageError
-from captioner.inference.caption import Caption, CaptionOptions
+from captioner.inference.caption import Caption
+from captioner.inference.search_options import CaptionOptions
 
 _STATUS = {
     UnsupportedMediaType: 415,
@@ -33,7 +34,9 @@ async def captions_of(
 
     Raises:
         Overloaded: there is no place for them, or they were not reached in time.
+        ConfigError: the model writes no such language.
     """
+    model.check_language(options.language)
     futures = service.submit(model, pictures, options)
     try:
         found = await in_time(futures, service.limits.answer_seconds)

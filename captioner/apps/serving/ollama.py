@@ -29,7 +29,7 @@ from captioner.apps.serving.requests import check_count, decode_base64
 from captioner.apps.serving.schemas import FAILURES, OPTIONS, CaptionFields, RunName, expecting, validated
 from captioner.apps.serving.service import ServedModel, Service
 from captioner.errors import ConfigError
-from captioner.inference.caption import CaptionOptions
+from captioner.inference.search_options import CaptionOptions
 from captioner.version import __version__
 
 SEARCH_BELOW = 0.2  # temperatures that ask for the likeliest caption
@@ -180,7 +180,7 @@ def options_from(given: Mapping[str, Any] | None) -> CaptionOptions:
     wishes: dict[str, Any] = {}
     words = given.get("num_predict")
     if isinstance(words, int) and words > 0:  # -1 and -2 mean no limit there
-        wishes["max_words"] = min(words, OPTIONS["max_words"][2])
+        wishes["max_words"] = min(words, int(OPTIONS["max_words"].high))
     temperature = given.get("temperature")
     if temperature is not None and not isinstance(temperature, int | float):
         raise ConfigError(f"temperature {temperature!r}: expected a number")

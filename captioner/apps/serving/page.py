@@ -58,12 +58,12 @@ class Control:
 
 
 ALWAYS = (
-    Control("n_best", "Captions shown", "the best and its alternatives"),
-    Control("max_words", "Most words", "a caption ends here at the latest", low=3),
+    Control("n_best", "Captions shown", "the best and its alternatives", high=10),
+    Control("max_words", "Most words", "a caption ends here at the latest", low=3, high=60),
 )
 SEARCHING = (
-    Control("beam", "Beam", "captions compared at a time"),
-    Control("length_normalisation", "Length", "0 favours short captions, 2 longer ones", 0.1, high=2),
+    Control("beam", "Beam", "captions compared at a time", high=10),
+    Control("length_normalization", "Length", "0 favours short captions, 2 longer ones", 0.1, high=2),
     Control("no_repeat", "No repeats", "of so many words in a row; 0: allowed", high=5),
 )
 DRAWING = (
@@ -130,8 +130,10 @@ def _forms(document: Mapping[str, Any], operation: Mapping[str, Any]) -> Iterato
 def _kind(schema: Mapping[str, Any]) -> str:
     """What a field holds, in words."""
     schema = {**schema, **schema.get("anyOf", [{}])[0]}  # the other is null
-    if "minimum" in schema:
-        return f"{schema['type']}, {schema['minimum']:,} to {schema['maximum']:,}"
+    if "maximum" in schema:
+        low = schema.get("minimum", schema.get("exclusiveMinimum"))
+        above = "" if "minimum" in schema else "above "
+        return f"{schema['type']}, {above}{low:,} to {schema['maximum']:,}"
     kind = schema.get("type", "")
     return {"array": "list", "boolean": "true or false"}.get(kind, kind)
 
@@ -145,6 +147,7 @@ def _page(service: Service) -> str:
         config=json.dumps(config, ensure_ascii=False),
         names=list(service.models),
         corrections=corrections,
+        languages=list(dict.fromkeys(name for run in runs for name in run.get("languages", ()))),
         mebibytes=f"{limits.picture.file_bytes / 2**20:g}",
         examples=range(EXAMPLES),
         **{
@@ -156,11 +159,11 @@ def _page(service: Service) -> str:
 
 def _slider(control: Control, service: Service) -> dict[str, Any]:
     """A control as the template wants it."""
-    _, least, most, _ = OPTIONS[control.option]
-    low = least if control.low is None else control.low
-    high = most if control.high is None else control.high
+    bounds = OPTIONS[control.option]
+    low = bounds.low if control.low is None else control.low
+    high = bounds.high if control.high is None else control.high
     decode = service.default.decode
-    configured = {"n_best": decode.beam, "length_normalisation": decode.length_normalization}
+    configured = {"n_best": decode.beam}
     start = control.value
     if start is None:
         start = configured.get(control.option) or getattr(decode, control.option)

@@ -17,7 +17,7 @@ from urllib.parse import unquote_to_bytes
 
 from captioner.apps.serving.schemas import OPTIONS, CaptionFields, CorrectionFields, validated
 from captioner.errors import CaptionerError, ConfigError, unknown_name
-from captioner.inference.caption import CaptionOptions
+from captioner.inference.search_options import CaptionOptions
 
 _FILES = ("image", "images", "file", "files")  # any of these fields may carry pictures
 _RAW = ("image/", "application/octet-stream")
@@ -86,7 +86,7 @@ def parse_fields(pictures: list[tuple[str, bytes]], fields: Mapping[str, Any]) -
     given = validated(CaptionFields, fields)
     wishes = {name: getattr(given, name) for name in OPTIONS}
     wishes = {name: value for name, value in wishes.items() if value is not None}
-    options = CaptionOptions.of({**wishes, "attention": given.attention})
+    options = CaptionOptions.of({**wishes, "language": given.language or None, "attention": given.attention})
     return CaptionRequest(pictures, given.run, options, given.preview)
 
 

@@ -1,7 +1,7 @@
 """What clients send and get, as pydantic models: FastAPI checks requests by them and documents them.
 
 In: fields as text or JSON. Out: checked values, or a sentence that says what was expected. The decoding
-options and their limits are those of `OPTIONS`. Reads and writes no file.
+options and their limits are those of `search_options.CaptionOptions`. Reads and writes no file.
 """
 
 from __future__ import annotations
@@ -13,20 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidato
 from pydantic_core import PydanticCustomError
 
 from captioner.errors import ConfigError, unknown_name
+from captioner.inference.search_options import FORMER_OPTIONS, decoding_options
 
-_WHOLE, _NUMBER = "a whole number", "a number"
-# Name → kind, range, meaning. Beyond it nothing gets better, and one request would take the time of many.
-OPTIONS: dict[str, tuple[str, float, float, str]] = {
-    "beam": (_WHOLE, 1, 10, "captions compared at a time; 1 takes the likeliest word each time"),
-    "n_best": (_WHOLE, 1, 10, "captions a picture: the best and its alternatives"),
-    "max_words": (_WHOLE, 1, 60, "a caption ends here at the latest"),
-    "length_normalisation": (_NUMBER, 0, 5, "0 prefers short captions, 1 and more longer ones"),
-    "no_repeat": (_WHOLE, 0, 10, "never repeats so many words in a row; 0: may"),
-    "temperature": (_NUMBER, 0.05, 5, "draws words at random: below 1 tamer, above 1 wilder"),
-    "top_k": (_WHOLE, 0, 100_000, "draws from so many likeliest words; 0: from all"),
-    "top_p": (_NUMBER, 0.01, 1, "draws from the likeliest words that share this probability"),
-    "seed": (_WHOLE, 0, 2**53, "of the drawing: the same seed gives the same captions"),
-}
+OPTIONS = decoding_options()
 
 
 def expecting(expected: str, *, shown: bool = False) -> WrapValidator:
@@ -53,12 +42,12 @@ def _refuse_bool(value: Any, handler: Any) -> Any:
 
 def _option_fields() -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    for name, (kind, low, high, meaning) in OPTIONS.items():
-        number: Any = int if kind == _WHOLE else float
-        limited: Any = Annotated[number, Field(ge=low, le=high)]
-        expected = expecting(f"{kind} from {low:g} to {high:g}", shown=True)
+    for name, bounds in OPTIONS.items():
+        low = {"gt" if bounds.above else "ge": bounds.low}
+        limited: Any = Annotated[bounds.kind, Field(le=bounds.high, **low)]
+        expected = expecting(bounds.expected, shown=True)
         checked: Any = Annotated[limited | None, WrapValidator(_refuse_bool), expected]
-        fields[name] = (checked, Field(None, description=meaning))
+        fields[name] = (checked, Field(None, description=bounds.help))
     return fields
 
 
@@ -73,6 +62,10 @@ CaptionFields: type[BaseModel] = create_model(
     "CaptionFields",
     __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
     run=(RunName, Field("", description="which model; empty: the first")),
+    language=(
+        Annotated[str, expecting("a language, such as de, or all", shown=True)],
+        Field("", description="such as de; all: a caption in each that the model knows; empty: its first"),
+    ),
     **_option_fields(),
     attention=(Flag, Field(False, description="also where the model looked for each word: T maps of h x w")),
     preview=(
@@ -95,6 +88,7 @@ def validated(model: type[BaseModel], given: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown field, or a value that makes no sense.
     """
+    given = {FORMER_OPTIONS.get(name, name): value for name, value in given.items()}
     try:
         return model.model_validate(given)
     except ValidationError as error:
@@ -133,6 +127,7 @@ class Sentence(BaseModel):
     caption: str = Field(description="the sentence")
     score: float = Field(description="log probability a word; higher is better")
     probability: float = Field(description="of exactly this sentence, 0 to 1")
+    language: str | None = Field(None, description="of the sentence, where the model knows languages")
 
 
 class PictureAnswer(BaseModel):
@@ -143,6 +138,8 @@ class PictureAnswer(BaseModel):
     caption: str | None = Field(None, description="the sentence")
     score: float | None = Field(None, description="log probability a word; higher is better")
     probability: float | None = Field(None, description="of exactly this sentence, 0 to 1")
+    language: str | None = Field(None, description="of the sentence, where the model knows languages")
+    captions: dict[str, Sentence] | None = Field(None, description="in each language, if all were asked for")
     alternatives: list[Sentence] | None = None
     words: list[str] | None = Field(None, description="of the caption, as the model has them")
     attention: list[list[list[float]]] | None = Field(
@@ -176,6 +173,7 @@ class RunAnswer(BaseModel):
     name: str
     encoder: str | None = None
     words: int | None = Field(None, description="in its vocabulary")
+    languages: list[str] | None = Field(None, description="that it writes, the first unless one is asked for")
     scores: dict[str, float] | None = Field(None, description="on its dev pictures")
     decode: dict[str, Any] = Field(description="how its captions are searched for unless a request says so")
 

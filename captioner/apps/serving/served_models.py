@@ -15,9 +15,10 @@ import numpy as np
 
 from captioner.apps.serving.service import ServedModel
 from captioner.errors import RunError
-from captioner.inference.caption import Caption, CaptionOptions
+from captioner.inference.caption import Caption
 from captioner.inference.compiled_captioner import CompiledCaptioner
 from captioner.inference.loading import load_captioner
+from captioner.inference.search_options import CaptionOptions
 from captioner.runs.run_folder import CONFIG, Run
 from captioner.system import console
 from captioner.system.hardware import cores
@@ -103,6 +104,7 @@ def _served_model(run: Run, name: str) -> ServedModel:
     about = {
         "encoder": encoder["name"],
         "words": len(run.vocabulary),
+        "languages": list(run.vocabulary.languages),
         "scores": scores,
         "bytes": sum(path.stat().st_size for path in (run.folder / "best").iterdir()),
         "modified": (run.folder / "best" / "best.json").stat().st_mtime,

@@ -19,7 +19,7 @@ from typing import Any
 from captioner.apps.serving.corrections import Corrections
 from captioner.apps.serving.service import ServedModel, ServeLimits, Service
 from captioner.errors import CaptionerError, MissingExtra
-from captioner.inference.caption import CaptionOptions
+from captioner.inference.search_options import CaptionOptions
 from captioner.system import console
 
 

@@ -24,8 +24,9 @@ from captioner.apps.serving.batcher import Batcher
 from captioner.apps.serving.corrections import Correction, Corrections
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits, read_image
-from captioner.errors import CaptionerError, ImageError, RunError, unknown_name
-from captioner.inference.caption import Caption, CaptionOptions
+from captioner.errors import CaptionerError, ConfigError, ImageError, RunError, unknown_name
+from captioner.inference.caption import Caption
+from captioner.inference.search_options import ALL_LANGUAGES, CaptionOptions
 from captioner.system.hardware import cores
 
 PREVIEW_PIXELS = 960  # longer side
@@ -78,6 +79,16 @@ class ServedModel:
     caption: Callable[[np.ndarray, CaptionOptions], Sequence[Caption]]
     decode: DecodeConfig = DecodeConfig()
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def check_language(self, language: str | None) -> None:
+        """Raises a ConfigError if it writes no such language; names the nearest."""
+        known = tuple(self.about.get("languages", ()))
+        if language and language not in (*known, *((ALL_LANGUAGES,) if known else ())):
+            raise ConfigError(
+                unknown_name("language", language, (*known, ALL_LANGUAGES))
+                if known
+                else f'language "{language}": {self.name} knows no languages; leave it out'
+            )
 
     def described(self) -> dict[str, Any]:
         """What a client may know of it, as JSON."""

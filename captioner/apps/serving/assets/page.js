@@ -6,7 +6,7 @@ addEventListener("DOMContentLoaded", () => {
   const SHOWN_PIXELS = 1000;  // longer side of a picture on the page
   const LIGHT_PIXELS = 96;  // longer side of a drawn attention map; the browser enlarges it
   const WORD_MILLISECONDS = 430;
-  const SEARCHING = ["beam", "length_normalisation", "no_repeat"];
+  const SEARCHING = ["beam", "length_normalization", "no_repeat"];
   const DRAWING = ["temperature", "top_k", "top_p", "seed"];
 
   const config = JSON.parse(document.body.dataset.config);
@@ -25,6 +25,7 @@ addEventListener("DOMContentLoaded", () => {
     if (values.how === "draw") for (const name of DRAWING) asked[name] = values[name];
     else for (const name of SEARCHING) if (values[name] !== initial[name]) asked[name] = values[name];
     if (values.max_words !== initial.max_words) asked.max_words = values.max_words;
+    if (described().languages?.length) asked.language = values.language;
     return asked;
   }
 
@@ -33,9 +34,17 @@ addEventListener("DOMContentLoaded", () => {
     describeRun();
   }
 
+  function described() {
+    const name = settings().run;
+    return config.runs.find(one => one.name === name) ?? config.runs[0];
+  }
+
   function describeRun() {
-    const about = document.getElementById("about"), name = settings().run;
-    const run = config.runs.find(one => one.name === name) ?? config.runs[0];
+    const about = document.getElementById("about"), language = document.getElementById("language");
+    const run = described(), spoken = run.languages ?? [];
+    language.hidden = spoken.length < 2;
+    for (const option of language.options) option.hidden = option.value !== "all" && !spoken.includes(option.value);
+    if (spoken.length && language.selectedOptions[0]?.hidden) language.value = spoken[0];
     const facts = [run.encoder, run.words && `${run.words.toLocaleString("en")} words`];
     if (run.scores?.cider) facts.push(`CIDEr ${run.scores.cider} on its dev pictures`);
     about.textContent = "";
@@ -217,7 +226,7 @@ addEventListener("DOMContentLoaded", () => {
     };
     const leave = event => { if (event.pointerType === "mouse") { light.show(null); mark(null); } };
 
-    const caption = make("p", {class: "caption"}, ...spelled(picture, (word, place) => {
+    const caption = make("p", {class: "caption", lang: picture.language ?? ""}, ...spelled(picture, (word, place) => {
       words[place] = lookable(make("button", {type: "button", class: "word"}, word), place);
       return words[place];
     }));
@@ -236,6 +245,7 @@ addEventListener("DOMContentLoaded", () => {
       make("div", {class: "said"},
            make("p", {class: "name"}, [card.file.name, `${answer.run}, ${answer.seconds} s`].filter(Boolean).join(" · ")),
            caption,
+           ...spoken(picture),
            make("p", {class: "tools"}, copying(() => picture.caption), play, ...correcting(card, caption, picture)),
            ranking(picture)),
       make("div", {class: "looks"}, make("h3", {}, "Where it looked for each word"), film),
@@ -254,6 +264,12 @@ addEventListener("DOMContentLoaded", () => {
       rest = rest.slice(at + word.length);
     });
     return [...nodes, rest];
+  }
+
+  // The captions in the other languages, where all were asked for.
+  function spoken(picture) {
+    return Object.entries(picture.captions ?? {}).slice(1).map(
+      ([language, one]) => make("p", {class: "caption", lang: language}, one.caption));
   }
 
   // Scrolls the film, and only it, until a frame is in view; back to its start without one.
