@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.cli.arguments import format_argument, set_argument
+from captioner.cli.outputs import check_run_folder
 from captioner.errors import CaptionerError, ConfigError
 from captioner.system import console
 
@@ -28,7 +29,7 @@ EXAMPLES = (
     "  captioner caption photos --recursive --write txt   # and correct what is wrong, wherever you like\n"
     "  captioner review photos                            # which to correct first\n"
     "  captioner adapt photos --run runs/mine\n"
-    "  captioner caption photos --recursive --write txt --if-exists skip --run runs/mine\n"
+    "  captioner caption photos --recursive --write txt --if-exists renew --run runs/mine\n"
     "  captioner adapt photos --run runs/mine --resume"
 )
 MOST_UNCORRECTED = 300  # pictures whose captions hold the model to what it knew: more take long to look at
@@ -64,7 +65,7 @@ def run(arguments: Namespace) -> int:
     from captioner.data.corrections import split_corrections
     from captioner.inference.loading import load_tensorflow
     from captioner.runs.locate import find_run, new_run
-    from captioner.runs.run_folder import Run
+    from captioner.runs.run_folder import RUN_FILES, Run
 
     if arguments.resume and not arguments.run:
         raise ConfigError("--resume: which run? name it with --run")
@@ -87,6 +88,8 @@ def run(arguments: Namespace) -> int:
     if known is None:
         config = _config(arguments, start, _suited(splits, vocabulary))
     arguments.run = arguments.run or str(new_run("adapt", arguments.folder))
+    if known is None:
+        check_run_folder(arguments.run, RUN_FILES)
     for line in _expectations(found, splits):
         console.info(line, quiet=arguments.quiet)
     load_tensorflow()

@@ -16,6 +16,7 @@ from captioner.cli import sharding
 from captioner.cli.arguments import apply_limits, decoding_arguments, limit_arguments
 from captioner.cli.outputs import check_files, force_argument
 from captioner.errors import ConfigError, RunError, unknown_name
+from captioner.system import console
 
 if TYPE_CHECKING:
     from captioner.data.image_files import Pictures
@@ -38,6 +39,7 @@ EXAMPLES = (
 )
 
 _LONGEST_NAME = 255
+_SHOWN = 3  # of the folders that were left out
 
 
 def add_arguments(add: Any) -> None:
@@ -81,7 +83,7 @@ def _writing_arguments(add: Any) -> None:
     add(
         "--if-exists",
         metavar="DO",
-        help="with --write: skip, overwrite or append where there is a caption already (skip)",
+        help="with --write: skip, renew, overwrite or append where there is a caption already (skip)",
     )
     add("--names", metavar="HOW", help="with --write: photo.txt (short) or photo.jpg.txt (full) (short)")
     add(
@@ -96,7 +98,6 @@ def _writing_arguments(add: Any) -> None:
 def run(arguments: Namespace) -> int:
     """`captioner caption`: a line a picture, good or bad; or files."""
     from captioner.runs.locate import find_run
-    from captioner.system import console
 
     apply_limits(arguments)
     if not arguments.paths and not arguments.list:
@@ -134,7 +135,14 @@ def _gathered(arguments: Namespace) -> Pictures:
     from captioner.data.image_files import gather, named_paths
 
     named = named_paths(arguments.paths, arguments.list)
-    return gather(named, recursive=arguments.recursive, exclude=arguments.exclude)
+    pictures = gather(named, recursive=arguments.recursive, exclude=arguments.exclude)
+    if pictures.left_out:
+        shown = ", ".join(pictures.left_out[:_SHOWN]) + (", …" if len(pictures.left_out) > _SHOWN else "")
+        console.info(
+            f"left out: {shown} (other programs' folders, and --exclude); one that is named is not left out",
+            quiet=arguments.quiet,
+        )
+    return pictures
 
 
 def _caption_options(arguments: Namespace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ EXAMPLES = "  captioner completion --install\n  captioner completion zsh > ~/.zf
 _WORDS = {  # metavar → what can be typed there
     "SHELL": tuple(SHELLS),
     "ACTION": ("list", "clean"),
-    "DO": ("skip", "overwrite", "append"),
+    "DO": ("skip", "renew", "overwrite", "append"),
     "HOW": ("short", "full"),
     "KIND": ("txt", "json", "csv", "xmp"),
     "SPLIT": ("train", "dev", "test", "all"),

@@ -131,7 +131,10 @@ def _make(job: ExportJob, plan: ExportPlan, folder: Path) -> tuple[Check, ...]:
 
 def _target(run: Run, plan: ExportPlan) -> Path:
     if plan.out is None:
-        return run.folder / (COMPILED if plan.format == "litert" else plan.format)
+        own = run.folder / (COMPILED if plan.format == "litert" else plan.format)
+        if own.exists() and not (own / EXPORT).is_file() and (not own.is_dir() or any(own.iterdir())):
+            raise CaptionerError(f"{own}: holds what was not exported; name a new folder with --out")
+        return own
     if plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
         raise CaptionerError(f"{plan.out}: exists already; name a new folder, or remove this one")
     return plan.out

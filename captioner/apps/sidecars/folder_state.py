@@ -32,17 +32,17 @@ class Version:
 
     job: str  # stands for the model and its settings
     stamp: str  # of the picture, see `journal.picture_stamp`
-    if_exists: str  # "skip", "overwrite" or "append"
+    if_exists: str  # row of `plan.IF_EXISTS`
 
     def is_of(self, note: Mapping[str, Any]) -> bool:
         """Whether a journal's entry, or its note on one sidecar, speaks of this model and this picture."""
         return bool(note.get("job") == self.job and same_stamp(note.get("stamp", ""), self.stamp))
 
-    def decide(self, existing: ExistingCaption, note: Mapping[str, Any]) -> str:
+    def decide(self, existing: ExistingCaption, note: Mapping[str, Any], accepted: str = "") -> str:
         """What to do: "write"; "renew", write over one of ours; nothing, for "done" or to "keep" another's.
 
         `note` holds the version a sidecar was written for, digests of its text before and after that, and
-        whether the text was all ours.
+        whether the text was all ours; `accepted` is the digest of a text that a person found right.
         """
         current = text_digest(existing.text) if existing.there and existing.text else None
         if note and self.is_of(note):
@@ -52,9 +52,13 @@ class Version:
         if existing.text is None:
             return "write"
         # Ours to the letter, of an earlier version of the picture: nobody's work is lost.
-        if note and not same_stamp(note["stamp"], self.stamp) and note["ours"] and current == note["after"]:
+        untouched = bool(note) and note["ours"] and current == note["after"]
+        if untouched and not same_stamp(note["stamp"], self.stamp):
             return "renew"
-        return "keep" if self.if_exists == "skip" else "write"
+        # Ours, of another model or setting.
+        if self.if_exists == "renew" and untouched and current != accepted:
+            return "renew"
+        return "write" if self.if_exists in ("overwrite", "append") else "keep"
 
     def text(self, decision: str, existing: ExistingCaption, caption: str) -> str:
         """What the sidecar is to say."""
@@ -134,6 +138,7 @@ class Folder:
             "failed"; and in that case why.
         """
         entry = self._journal.entry(name)
+        accepted = entry.get("accepted", "")
         version = self._version(self.stamp(name))
         decisions, problem = set(), ""
         for kind, target in self.targets.items():
@@ -143,7 +148,7 @@ class Folder:
             except CaptionerError as error:
                 problem = problem or str(error)
             else:
-                decisions.add("write" if existing.moves_from else version.decide(existing, note))
+                decisions.add("write" if existing.moves_from else version.decide(existing, note, accepted))
         if decisions & {"write", "renew"}:
             problem = self._fails_still(name, entry) if version.is_of(entry) else ""
             if problem:
@@ -204,16 +209,17 @@ class Folder:
         problem = ""
         for kind in self.targets:
             try:
-                notes[kind] = self._plan_write(kind, result, _note(entry, kind), writings)
+                notes[kind] = self._plan_write(kind, result, entry, writings)
             except CaptionerError as error:
                 problem = problem or str(error)
         notes = {kind: note for kind, note in notes.items() if note}
         return {**line, "found": dict(result.found), "sidecars": notes}, problem
 
     def _plan_write(
-        self, kind: str, result: Result, note: dict[str, Any], writings: list[_Writing]
+        self, kind: str, result: Result, entry: Mapping[str, Any], writings: list[_Writing]
     ) -> dict[str, Any]:
         """The journal's note on one sidecar."""
+        note = _note(entry, kind)
         assert not isinstance(result.found, str)
         target, version = self.targets[kind], self._version(result.stamp)
         existing = target.existing(result.name, note.get("name"))
@@ -221,7 +227,7 @@ class Folder:
             target.move(existing)
             existing = existing._replace(moves_from=None)
             note = {**note, "name": existing.name}
-        decision = version.decide(existing, note)
+        decision = version.decide(existing, note, entry.get("accepted", ""))
         if decision not in ("write", "renew"):
             return note
         caption = result.found["caption"]

@@ -146,7 +146,9 @@ def _targets(
     targets: list[tuple[str, Target, Path | None]] = []
     for kind, row in WRITERS.items():
         if isinstance(row, Sidecar):
-            sidecars = SidecarTarget(row, path, neighbours, sidecar_folder=place, naming="short")
+            sidecars = SidecarTarget(
+                row, path, neighbours, sidecar_folder=place, naming="short", for_reading=True
+            )
             targets.append((kind, sidecars, None))
             continue
         for sheet in dict.fromkeys((place, top)):

@@ -14,10 +14,11 @@ from captioner.apps.sidecars.formats import WRITERS, Sidecar
 from captioner.errors import ConfigError, unknown_name
 from captioner.system.shard_spec import WHOLE, ShardSpec
 
-IF_EXISTS = {  # what happens to a caption that is there and is not from this program
+IF_EXISTS = {  # what happens to a caption that is there and is not from this model with these settings
     "skip": "it stays as it is",
     "overwrite": "it is replaced",
     "append": "it stays, the new one is added on a line below it",
+    "renew": "it is replaced if captioner wrote it and nobody has changed or accepted it; else it stays",
 }
 NAMES = {  # habits of naming; the second is that of darktable and digiKam
     "short": "photo.txt; photo.jpg.txt where another picture is called photo, or where it is there",

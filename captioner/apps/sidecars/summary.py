@@ -66,7 +66,7 @@ class Outcomes:
         if self.kept:
             yield (
                 f"{self.kept:,} left as they are: they have captions by hand or of another model or setting "
-                "(--if-exists overwrite replaces those, append adds to them)"
+                "(--if-exists renew replaces captioner's own, overwrite all of them, append adds to them)"
             )
         if self.captioned >= 50 and len(self.different) <= _TOO_FEW * self.captioned:
             count = len(self.different)

@@ -6,6 +6,7 @@ writes to a picture.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections import Counter
@@ -84,14 +85,22 @@ class SidecarTarget:
         neighbours: the pictures in it.
         sidecar_folder: where the sidecars go.
         naming: one of `NAMES`.
+        for_reading: nothing will be written: names that no file can have are no problem.
     """
 
     def __init__(
-        self, kind: Sidecar, pictures: Path, neighbours: Neighbours, *, sidecar_folder: Path, naming: str
+        self,
+        kind: Sidecar,
+        pictures: Path,
+        neighbours: Neighbours,
+        *,
+        sidecar_folder: Path,
+        naming: str,
+        for_reading: bool = False,
     ) -> None:
         self._kind, self._neighbours = kind, neighbours
         self._pictures, self._sidecar_folder = pictures, sidecar_folder
-        self._full = naming == "full"
+        self._full, self._for_reading = naming == "full", for_reading
         self._beside = os.path.abspath(sidecar_folder) == os.path.abspath(pictures)
         self._listings: dict[Path, dict[str, list[str]]] = {}
 
@@ -107,7 +116,8 @@ class SidecarTarget:
                 moves_from = at_short
         else:
             name = at_short or at_full or short
-        self._check_name(name)
+        if not self._for_reading:
+            self._check_name(name)
         others = [other for other in (at_full, None if crowded else at_short) if other and other != name]
         content = self._content(self._sidecar_folder, moves_from or name)
         text = self._read(name, content)
@@ -157,6 +167,8 @@ class SidecarTarget:
         except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                return b""
             raise CaptionerError(f"{name} cannot be read ({error.strerror})") from error
 
     def _read(self, name: str, content: bytes) -> str | None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -399,7 +400,7 @@ def test_the_command_writes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     chosen = [str(path) for path in (tmp_path / "photos").rglob("*") if path.is_file()][:3]
     Path("chosen.txt").write_text("\n".join(chosen), encoding="utf-8")
     for line in re.findall(r"^captioner (.*)", manual, re.MULTILINE):
-        assert main([*line.split(), "--quiet"]) == 0, line
+        assert main([*shlex.split(line), "--quiet"]) == 0, line
     assert len(texts(tmp_path / "photos")) == 8
     for name, rows in {"captions": 8, "chosen": 3}.items():
         assert len((tmp_path / name / "captions.csv").read_text().splitlines()) == rows + 1

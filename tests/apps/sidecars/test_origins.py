@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,6 +15,7 @@ from captioner.apps.sidecars.formats import WRITERS, Sidecar
 from captioner.apps.sidecars.job import caption_folders
 from captioner.apps.sidecars.origins import FolderCaptions, accept, captions_in
 from captioner.apps.sidecars.plan import FolderPlan
+from captioner.apps.sidecars.summary import Outcomes
 from captioner.data.image_files import gather
 from captioner.inference.caption import Caption
 
@@ -32,9 +34,14 @@ def photos(folder: Path, *names: str) -> Path:
     return folder
 
 
-def caption(folder: Path, *kinds: str, **plan: object) -> None:
+def better(paths: Iterable[Path]) -> Iterator[Caption]:
+    for path in paths:
+        yield Caption(str(path), f"{path.stem}, seen by a better model", score=-0.25)
+
+
+def caption(folder: Path, *kinds: str, by: Callable[..., Any] = model, **plan: Any) -> Outcomes:
     pictures = gather([folder], recursive=True)
-    caption_folders(pictures, FolderPlan(kinds, job="one", **plan), model, quiet=True)  # type: ignore[arg-type]
+    return caption_folders(pictures, FolderPlan(kinds, **{"job": "one", **plan}), by, quiet=True)
 
 
 def write(folder: Path, picture: str, kind: str, text: str) -> None:
@@ -125,3 +132,28 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_told(tmp_path: Path) -> No
     captions = captions_in(folder)
     assert [each.origin for each in captions.known] == ["untouched", "untouched"]
     assert len(captions.problems) == 1 and "a.json is not JSON" in captions.problems[0][1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_better_model_renews_what_nobody_has_touched(kind: str, tmp_path: Path) -> None:
+    folder = photos(tmp_path, "corrected.jpg", "accepted.jpg", "untouched.jpg", "hand.jpg")
+    if kind != "csv":
+        write(folder, "hand.jpg", kind, "by hand")
+    caption(folder, kind)
+    write(folder, "corrected.jpg", kind, "corrected")
+    accept(folder, [folder / "accepted.jpg"])
+    outcomes = caption(folder, kind, by=better, job="two", if_exists="renew")
+    said = {name: captions[0] for name, (_, captions) in found(captions_in(folder)).items()}
+    assert said["corrected.jpg"] == "corrected" and said["accepted.jpg"] == "a picture called accepted"
+    assert said["untouched.jpg"] == "untouched, seen by a better model"
+    assert said["hand.jpg"] == ("by hand" if kind != "csv" else "hand, seen by a better model")
+    assert outcomes.captioned == (1 if kind != "csv" else 2)
+    assert caption(folder, kind, by=better, job="two", if_exists="renew").captioned == 0
+    # The one that is renewed is the new model's now, and untouched.
+    assert found(captions_in(folder))["untouched.jpg"][0] == "untouched"
+
+
+def test_names_too_long_for_sidecars_are_no_problem_of_reading(tmp_path: Path) -> None:
+    photos(tmp_path, "x" * 251 + ".jpg")
+    captions = captions_in(tmp_path)
+    assert not captions.problems and len(captions.without) == 1
