@@ -21,7 +21,7 @@ from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
-from captioner.data.formats import DATASETS, header_of, is_own_table
+from captioner.data.formats import DATASETS, header_of
 from captioner.data.image_files import existing_form, is_foreign_folder, is_picture_name, missing_hint
 from captioner.data.listings import (
     SPLIT_NAMES,
@@ -363,7 +363,8 @@ class DataSet:
         read = [os.path.relpath(source.path, self.root) for source in self.sources]
         beside = dict.fromkeys(name for source in self.sources for name in source.beside)
         for reader in dict.fromkeys(DATASETS.values()):
-            others = [os.path.relpath(source.path, self.root) for source in reader.find(self.root)]
+            found = [source.path for source in reader.find(self.root) if source.certain]
+            others = [os.path.relpath(path, self.root) for path in found]
             beside.update(dict.fromkeys(name for name in others if name not in read and name != "."))
         return ", ".join(read) + (f"; not read: {', '.join(beside)}" if beside else "")
 
@@ -425,6 +426,7 @@ class DataSet:
             if first != name:
                 listing.captions[first] += listing.captions.pop(name)
                 listing.languages.setdefault(first, []).extend(listing.languages.pop(name, ()))
+                listing.scored.setdefault(first, set()).update(listing.scored.pop(name, ()))
                 listing.problems.note("pictures under two names", f"{name}: {first}")
                 for members in listing.splits.values():
                     if name in members:
@@ -459,11 +461,13 @@ class DataSet:
         return tuple(captions), tuple(languages) if any(languages) else ()
 
     def _written_by_captioner(self, name: str, path: Path | None) -> frozenset[str]:
-        """What the journals beside the picture and below the captions files say that captioner wrote."""
+        """What captioner wrote: by journals beside the picture or the captions file, else by its score."""
         inner, base = os.path.split(name)
         folders = [path.parent] if path else []
         folders += [source.path.parent / inner for source in self.sources if source.path != self.root]
-        return frozenset().union(*(self._own.wrote(folder, base) for folder in dict.fromkeys(folders)))
+        noted = [self._own.wrote(folder, base) for folder in dict.fromkeys(folders)]
+        known = [captions for captions in noted if captions is not None]
+        return frozenset().union(*known) if known else frozenset(self.listing.scored.get(name, ()))
 
     @cached_property
     def _own(self) -> OwnCaptions:
@@ -591,11 +595,11 @@ def _recognize(root: Path, format: str) -> tuple[str, list[CaptionsFile]]:
     shown = ", ".join(there[:8]) + (", …" if len(there) > 8 else "") if there else "nothing"
     raise DataError(
         f"{root}: no captions found; there is {shown}; looked for\n{looked_for}\n"
-        f"  give the captions file itself, or name its form with --format{_unread(root, there)}"
+        f"  give the captions file itself, or name its form with --format{_unread(there)}"
     )
 
 
-def _unread(root: Path, names: Sequence[str]) -> str:
+def _unread(names: Sequence[str]) -> str:
     """What to say of files that hold captions in a way that is not read."""
     hints = {
         (".parquet", ".arrow"): "export its rows with their pictures first: metadata.jsonl and image files",
@@ -607,9 +611,6 @@ def _unread(root: Path, names: Sequence[str]) -> str:
         for suffixes, hint in hints.items()
         for name in [name for name in names if name.lower().endswith(suffixes)][:1]
     ]
-    tables = [name for name in names if name.lower().endswith((".csv", ".tsv", ".jsonl"))]
-    own = [name for name in tables if is_own_table(root / name)]
-    found += [f"{name}: captioner wrote it, there is nothing to learn from it" for name in own[:1]]
     return "".join(f"\n  {line}" for line in found)
 
 

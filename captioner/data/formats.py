@@ -216,7 +216,9 @@ def _find_rows(holds_rows: Callable[[Path], bool], *suffixes: str) -> Callable[[
         customary = [
             path for path in files_of(root, *suffixes) if path.stem.lower() in ("metadata", "captions")
         ]
-        return [CaptionsFile(path, certain=False) for path in customary[:1] if not is_own_table(path)]
+        # One of ours last: a person may have changed some of it.
+        customary.sort(key=is_own_table)
+        return [CaptionsFile(path, certain=False) for path in customary[:1]]
 
     return find
 
@@ -371,10 +373,10 @@ def _add_row(listing: Listing, row: dict[str, Any], source: CaptionsFile, line: 
     picture = source.prefix + name.strip().replace("\\", "/")
     told = next((row[key] for key in _SPLIT_KEYS if row.get(key)), None)
     split = listing.split_of(told, picture) or source.split
-    if is_own_row(row):
-        listing.problems.note("captions that captioner wrote", f"{source.path.name}:{line}")
-        return
     texts = [text for each in captions for text in (each if isinstance(each, list) else _list_in(each))]
+    if is_own_row(row):
+        known = listing.scored.setdefault(plain_name(picture), set())
+        known.update(" ".join(str(text).split()) for text in texts)
     language = next((row[key] for key in _LANGUAGE_KEYS if row.get(key)), None)
     listing.add(picture, texts, split, language=language)
 

@@ -112,6 +112,7 @@ class Listing:
     languages: dict[str, list[str]] = field(default_factory=dict)
     splits: dict[str, dict[str, None]] = field(default_factory=dict)  # dict as ordered set
     problems: Problems = field(default_factory=Problems)
+    scored: dict[str, set[str]] = field(default_factory=dict)  # captions beside a score of ours, by picture
     numbers: dict[str, str] = field(default_factory=dict)  # number -> name, if the set numbers its pictures
 
     def add(

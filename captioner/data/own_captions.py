@@ -26,9 +26,9 @@ class OwnCaptions:
     def __init__(self) -> None:
         self._of_folder = cache(written_in)
 
-    def wrote(self, folder: Path, picture: str) -> frozenset[str]:
-        """The captions that the journal in `folder` notes for a picture of that file name."""
-        return self._of_folder(folder).get(picture, frozenset())
+    def wrote(self, folder: Path, picture: str) -> frozenset[str] | None:
+        """The captions that the journal in `folder` notes for a picture of that name; None: it has none."""
+        return self._of_folder(folder).get(picture)
 
 
 def written_in(folder: Path) -> dict[str, frozenset[str]]:
@@ -43,7 +43,9 @@ def written_in(folder: Path) -> dict[str, frozenset[str]]:
             for entry in _entries(folder / name):
                 caption = entry.get("found", {}).get("caption")
                 if isinstance(entry.get("picture"), str) and isinstance(caption, str):
-                    found.setdefault(entry["picture"], set()).add(" ".join(caption.split()))
+                    captions = found.setdefault(entry["picture"], set())
+                    # A caption that a person found right, see `origins.accept`, is as good as a person's.
+                    (captions.discard if "accepted" in entry else captions.add)(" ".join(caption.split()))
     return {picture: frozenset(captions) for picture, captions in found.items()}
 
 

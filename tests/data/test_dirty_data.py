@@ -88,8 +88,8 @@ def test_the_captions_file_is_chosen_by_what_is_in_it_and_said(
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ({"captions.csv": OWN}, "captions.csv: captioner wrote it"),
-        ({"captions.jsonl": OWN_ROWS}, "captions.jsonl: captioner wrote it"),
+        ({"captions.csv": OWN}, "captions that captioner wrote: 6 (p0.jpg: ours, "),
+        ({"captions.jsonl": OWN_ROWS}, "captions that captioner wrote: 6 (p0.jpg: ours, "),
         ({"data.parquet": b"PAR1"}, "data.parquet: export its rows"),
         ({"images.zip": b"PK"}, "images.zip: unpack it first"),
         ({"captions.xlsx": b"PK"}, "captions.xlsx: save it as CSV first"),
@@ -258,6 +258,16 @@ def test_captions_that_captioner_wrote_into_the_set_are_not_learned_from(tmp_pat
     assert len(found) == 6
     problems = load_split(tmp_path, "all").problems
     assert problems.counts == {"pictures under two names": 2, "captions that captioner wrote": 1}
+
+
+def test_what_a_person_changes_in_our_table_is_learned_from_if_a_journal_tells(tmp_path: Path) -> None:
+    make(tmp_path, {"captions.csv": OWN.replace("p2.jpg,ours", "p2.jpg,a person's")})
+    with pytest.raises(DataError, match="captions that captioner wrote: 6"):
+        load_split(tmp_path, "all")
+    journal = [{"picture": name, "found": {"caption": "ours", "score": -0.5}} for name in NAMES]
+    journal.append({**journal[4], "accepted": "0123"})
+    make(tmp_path, {".captioner.jsonl": "".join(json.dumps(line) + "\n" for line in journal)}, [])
+    assert captions_in(tmp_path) == {"p2.jpg": ["a person's"], "p4.jpg": ["ours"]}
 
 
 def test_rows_with_a_score_of_ours_among_those_of_people_are_left_out(tmp_path: Path) -> None:
