@@ -24,7 +24,7 @@ MORE = (
     "name, the shell is that of $SHELL."
 )
 EXAMPLES = "  captioner completion --install\n  captioner completion zsh > ~/.zfunc/_captioner"
-_WORDS = {  # metavar → what can be typed there
+WORDS = {  # metavar → what can be typed there
     "SHELL": tuple(SHELLS),
     "ACTION": ("list", "clean"),
     "DO": ("skip", "renew", "overwrite", "append"),
@@ -85,8 +85,8 @@ def _rows(action: Any) -> list[ArgumentParser]:
 
 
 def _completer(metavar: str, library: Any) -> Any:
-    if metavar in _WORDS:
-        return library.completers.ChoicesCompleter(_WORDS[metavar])
+    if metavar in WORDS:
+        return library.completers.ChoicesCompleter(WORDS[metavar])
     if metavar == "DIR":
         return library.completers.DirectoriesCompleter()
     if metavar == "RECIPE":

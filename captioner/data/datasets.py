@@ -627,7 +627,10 @@ def _form_of_file(file: Path) -> str:
 
 def _reader(name: str) -> Reader:
     if ":" in name:
-        reader: Reader = load_object(name, "data set format")
+        reader = load_object(name, "data set format")
+        if not isinstance(reader, Reader):
+            found = type(reader).__name__
+            raise DataError(f'data set format "{name}": expected a Reader, found {found}; docs/extending.md')
         return reader
     if name not in DATASETS:
         raise DataError(unknown_name("data set format", name, (*DATASETS, "auto")))

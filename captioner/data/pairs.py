@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.data.image_files import is_picture_name
+from captioner.data.image_files import is_foreign_folder, is_picture_name
 from captioner.data.listings import SPLIT_NAMES, CaptionsFile, Listing, read_text
 from captioner.data.xmp import read_xmp
 from captioner.errors import DataError, MissingExtra
@@ -65,7 +65,7 @@ def parse_pairs(listing: Listing, source: CaptionsFile, split: str) -> None:
 def caption_files(root: Path, listing: Listing) -> Iterator[CaptionFile]:
     """The files beside pictures, in order of their names; those without a picture are noted."""
     for parent, folders, names in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_foreign_folder(parent, name))
         inner = Path(parent).relative_to(root).as_posix()
         prefix = "" if inner == "." else inner + "/"
         pictures = sorted(name for name in names if is_picture_name(name))

@@ -23,7 +23,14 @@ REGULARIZERS: dict[str, Callable[[float], Any]] = {
 def load_regularizer(name: str, strength: float) -> Any:
     """A Keras regulariser; one's own as `"package.module:name"`, called with the strength."""
     if ":" in name:
-        return load_object(name, "regularizer")(strength)
+        try:
+            regularizer = load_object(name, "regularizer")(strength)
+        except TypeError as error:  # no function, or one of something else
+            raise ConfigError(f'regularizer "{name}": takes no strength ({error})') from error
+        if not callable(regularizer):
+            found = type(regularizer).__name__
+            raise ConfigError(f'regularizer "{name}": expected a Keras regularizer, found {found}')
+        return regularizer
     if name not in REGULARIZERS:
         raise ConfigError(unknown_name("regularizer", name, REGULARIZERS) + '; or "package.module:name"')
     return REGULARIZERS[name](strength)

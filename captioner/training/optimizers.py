@@ -65,7 +65,10 @@ def load_optimizer(phase: PhaseConfig, rate: Any) -> Any:
         ConfigError: unknown name, or not a Keras optimiser.
     """
     if ":" in phase.optimizer:
-        optimizer = load_object(phase.optimizer, "optimizer")(rate)
+        try:
+            optimizer = load_object(phase.optimizer, "optimizer")(rate)
+        except TypeError as error:  # no function, or one of something else
+            raise ConfigError(f'optimizer "{phase.optimizer}": takes no learning rate ({error})') from error
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigError(
                 f'optimizer "{phase.optimizer}": expected a keras.optimizers.Optimizer, got {optimizer!r}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cli.commands import COMMANDS, parse
-from captioner.cli.completion import SHELLS
+from captioner.cli.commands import COMMANDS, build_parser, parse
+from captioner.cli.completion import SHELLS, WORDS
 from captioner.cli.main import main
 from captioner.runs.locate import new_run, newest_runs
 from captioner.system import console
@@ -73,18 +74,12 @@ def test_a_typing_error_is_answered_with_what_was_meant(
     assert meant in said and said.startswith("error: ") and said.count("\n") == 1
 
 
-def test_every_command_takes_quiet_and_verbose() -> None:
-    needed = {
-        "caption": ["a.jpg"],
-        "train": ["sample", "--data", "d"],
-        "evaluate": ["--run", "r", "--data", "d"],
-    }
-    needed |= {"data": ["d"], "sample": ["d"], "features": ["sample", "--data", "d"], "info": ["r"]}
-    needed |= {"cache": [], "export": ["--run", "r"], "doctor": [], "completion": [], "serve": []}
-    assert set(needed) == set(COMMANDS)
-    for name, words in needed.items():
-        parsed = parse([name, *words, "--quiet", "--verbose"])
-        assert parsed.quiet and parsed.verbose
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_takes_quiet_and_verbose(name: str) -> None:
+    example = COMMANDS[name].EXAMPLES.splitlines()[0]
+    words = shlex.split(example.partition(" > ")[0], comments=True)[1:]
+    parsed = parse([*words, "--quiet", "--verbose"])
+    assert parsed.command == name and parsed.quiet and parsed.verbose
 
 
 def test_quiet_silences_bars_and_narration_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +177,17 @@ def test_tab_completes_in_bash(command: str, tmp_path: Path, typed: str, offered
     found = [word.strip() for word in done.stdout.split("\n") if word.strip()]
     assert set(offered) <= set(found), done.stderr
     assert not any(word.startswith("-") for word in found) or typed.endswith("--rep")
+
+
+@pytest.mark.parametrize("words", COMMANDS)
+def test_tab_offers_only_what_fits(words: str) -> None:
+    """Metavars choose what is offered: those of numbers and names have none of the words of others."""
+    parser = build_parser()
+    rows = next(action for action in parser._actions if isinstance(action.choices, dict)).choices
+    assert isinstance(rows, dict)
+    for action in rows[words]._actions:
+        if action.type is not None:  # a number
+            assert str(action.metavar) not in WORDS, action.option_strings
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -116,6 +116,18 @@ def test_without_any_model_it_says_how_to_come_by_one(
     assert "no trained model" in err and "--run" in err and "captioner sample" in err
 
 
+@pytest.mark.parametrize("form", ["os:path", "json:loads", "captioner.data.datasets:DATASETS"])
+@pytest.mark.parametrize(
+    "words", ["data FOLDER --format FORM", "evaluate --run RUN --data FOLDER --format FORM --out FOLDER/out"]
+)
+def test_a_form_that_is_no_reader_is_named(
+    words: str, form: str, tiny_run: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = words.replace("FOLDER", str(photos)).replace("RUN", str(tiny_run)).replace("FORM", form)
+    code, _, err = run(*typed.split(), capsys=capsys)
+    assert code == 2 and f'"{form}": expected a Reader, found ' in err
+
+
 # How it ends.
 
 

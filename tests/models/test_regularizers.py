@@ -22,3 +22,9 @@ def test_a_regularizer_of_ones_own():
 def test_an_unknown_name_is_answered_with_the_known_ones():
     with pytest.raises(ConfigError, match="unknown regularizer"):
         load_regularizer("l3", 0.1)
+
+
+@pytest.mark.parametrize("name", ["os:path", "json:loads", "builtins:float"])
+def test_what_is_no_regularizer_is_named(name):
+    with pytest.raises(ConfigError, match=f'regularizer "{name}"'):
+        load_regularizer(name, 0.1)
