@@ -76,8 +76,9 @@ def test_a_typing_error_is_answered_with_what_was_meant(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_quiet_and_verbose(name: str) -> None:
-    example = COMMANDS[name].EXAMPLES.splitlines()[0]
-    words = shlex.split(example.partition(" > ")[0], comments=True)[1:]
+    examples = (line for line in COMMANDS[name].EXAMPLES.splitlines() if f"captioner {name}" in line)
+    example = next(examples).partition("captioner ")[2]
+    words = shlex.split(example.partition(" > ")[0], comments=True)
     parsed = parse([*words, "--quiet", "--verbose"])
     assert parsed.command == name and parsed.quiet and parsed.verbose
 
