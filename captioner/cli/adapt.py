@@ -35,12 +35,9 @@ EXAMPLES = (
 MOST_UNCORRECTED = 300  # pictures whose captions hold the model to what it knew: more take long to look at
 SHOWN = 10  # pictures side by side
 LABELS = {"cider": "CIDEr", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "dev_loss": "loss, nats per word"}
-EPOCHS, MOST_EPOCHS, STEPS, PER_STEP = (
-    16,
-    40,
-    160,
-    16,
-)  # of so many pictures; few pictures are seen more often
+EPOCHS, PICTURES = 16, 160  # so many epochs for so many pictures; fewer are seen more often, more less often
+EPOCHS_LEAST, EPOCHS_MOST = 6, 40
+SMALL = 64  # pictures: fewer are learned from in batches of half the size, which are more steps
 OTHER_WORDING = 0.5  # share of words that the run knows: below, it is another language that is learned
 OTHER_RATE = 1e-3  # learning rate then: there is little to be kept
 CIDER_FROM = 30  # pictures kept aside: with fewer CIDEr is mostly chance, and the loss chooses the epoch
@@ -135,7 +132,10 @@ def _suited(splits: Mapping[str, Any], vocabulary: Any) -> Iterator[str]:
     pictures = len(splits["train"].records)
     if len(splits["dev"].records) < CIDER_FROM:
         yield "train.select=loss"
-    yield f"phases.adapt.epochs={min(MOST_EPOCHS, max(EPOCHS, round(STEPS * PER_STEP / pictures)))}"
+    epochs = round(EPOCHS * (PICTURES / pictures) ** 0.5)
+    yield f"phases.adapt.epochs={min(EPOCHS_MOST, max(EPOCHS_LEAST, epochs))}"
+    if pictures < SMALL:
+        yield "phases.adapt.pictures_per_batch=8"
     captions = [caption for record in splits["train"].records for caption in record.captions]
     if known_share(captions, vocabulary) < OTHER_WORDING:
         yield "phases.adapt.closeness=0"
