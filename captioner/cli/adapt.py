@@ -40,7 +40,7 @@ EPOCHS_LEAST, EPOCHS_MOST = 6, 40
 SMALL = 64  # pictures: fewer are learned from in batches of half the size, which are more steps
 OTHER_WORDING = 0.5  # share of words that the run knows: below, it is another language that is learned
 OTHER_RATE = 1e-3  # learning rate then: there is little to be kept
-CIDER_FROM = 30  # pictures kept aside: with fewer CIDEr is mostly chance, and the loss chooses the epoch
+CIDER_FROM = 100  # pictures kept aside: with fewer CIDEr is mostly chance, and the loss chooses the epoch
 
 
 def add_arguments(add: Any) -> None:
@@ -51,6 +51,9 @@ def add_arguments(add: Any) -> None:
     add("--resume", action="store_true", help="go on where it was stopped in DIR")
     add("--captions", metavar="DIR", help="where the captions are, if `--out` put them elsewhere")
     add("--accept", action="store_true", help="learn from captions that nobody has changed, too")
+    add(
+        "--language", metavar="L", help="of the corrections, such as de, if the run knows several (its first)"
+    )
     add("--words", metavar="FILE", help="words to take in even if they occur once, one a line")
     format_argument(add)
     set_argument(add)
@@ -73,8 +76,10 @@ def run(arguments: Namespace) -> int:
         arguments.folder, arguments.captions, format=arguments.format, accept=arguments.accept
     )
     config = _config(arguments, start) if known is None else known.config
+    if arguments.language:
+        vocabulary.start(arguments.language)  # the run must know it
     splits = split_corrections(
-        found.records,
+        found.in_language(arguments.language),
         vocabulary,
         found.problems,
         max_words=config.data.max_words,
@@ -101,7 +106,7 @@ def run(arguments: Namespace) -> int:
         splits={**splits, "uncorrected": found.uncorrected_split(config.seed, MOST_UNCORRECTED)},
     )
     _compile(arguments)
-    for line in _before_and_after(made, splits["dev"].records):
+    for line in _before_and_after(made, splits["dev"].records, arguments.language):
         print(line)
     print(f"{arguments.run}: as any other run")
     print(f"  captioner caption {arguments.folder} --recursive --write txt --run {arguments.run}")
@@ -168,7 +173,7 @@ def _compile(arguments: Namespace) -> None:
         console.info(f"no compiled form, captioning will load TensorFlow ({error})", quiet=arguments.quiet)
 
 
-def _before_and_after(run: Any, kept: Sequence[Any]) -> Iterator[str]:
+def _before_and_after(run: Any, kept: Sequence[Any], language: str | None) -> Iterator[str]:
     """Scores on the pictures kept aside, and ten of them side by side."""
     from captioner.runs.run_folder import START
 
@@ -180,16 +185,19 @@ def _before_and_after(run: Any, kept: Sequence[Any]) -> Iterator[str]:
     yield f"  {'':24}{'before':>8}{'after':>8}"
     for name, label in LABELS.items():
         yield f"  {label:24}{before[name]:8.1f}{after[name]:8.1f}"
-    captions = _captions_of(run, [record.path for record in kept[:SHOWN]])
+    captions = _captions_of(run, [record.path for record in kept[:SHOWN]], language)
     for record, then, now in zip(kept, *captions, strict=False):
         yield f"{record.path}\n  before  {then}\n  after   {now}\n  people  {record.captions[0]}"
 
 
-def _captions_of(run: Any, pictures: Sequence[Path]) -> tuple[list[str], list[str]]:
+def _captions_of(run: Any, pictures: Sequence[Path], language: str | None) -> tuple[list[str], list[str]]:
     """What the start says of pictures, and what the run says."""
     from captioner.inference.captioner import Captioner
 
     decoder, encoder = run.load_start_networks()
     then = Captioner(encoder, decoder, run.vocabulary, run.config.decode)
-    said = [[caption.text for caption in one.caption(pictures)] for one in (then, Captioner.of(run))]
+    said = [
+        [caption.text for caption in one.caption(pictures, language=language)]
+        for one in (then, Captioner.of(run))
+    ]
     return said[0], said[1]

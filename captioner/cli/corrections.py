@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -31,6 +31,15 @@ class Corrections:
     problems: Problems = field(default_factory=Problems)
     kept: list[str] | None = None  # ids of the part to judge by, if the data set has one
     untouched: int = 0  # captions of captioner's that nobody has changed
+
+    def in_language(self, language: str | None) -> list[CaptionedImage]:
+        """The records; captions that carry no language are in this one."""
+        return [
+            replace(record, languages=(language,) * len(record.captions))
+            if language and not record.languages
+            else record
+            for record in self.records
+        ]
 
     def uncorrected_split(self, seed: int, most: int) -> Split:
         """Some of the pictures that no person has captioned."""

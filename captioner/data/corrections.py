@@ -10,6 +10,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from captioner.data.datasets import CaptionedImage, Problems, Split
 from captioner.data.vocabulary import UNK, Vocabulary, words_of
@@ -51,8 +52,8 @@ def split_corrections(
     foreign = _foreign(records, vocabulary)
     usable = []
     for record in records:
-        captions = []
-        for caption in record.captions:
+        kept = []
+        for number, caption in enumerate(record.captions):
             words = words_of(caption)
             if not words:
                 problems.note("corrections without a word", record.id)
@@ -61,9 +62,13 @@ def split_corrections(
             elif caption in foreign:
                 problems.note("corrections in another language than the rest", f"{record.id}: {caption[:40]}")
             else:
-                captions.append(caption)
-        if captions:
-            usable.append(CaptionedImage(record.id, record.path, tuple(captions)))
+                kept.append(number)
+        if kept:
+            captions, languages = (
+                tuple(texts[number] for number in kept) if texts else ()
+                for texts in (record.captions, record.languages)
+            )
+            usable.append(replace(record, captions=captions, languages=languages))
     if len(usable) < 2:
         lines = "".join(f"\n  {line}" for line in problems.lines())
         raise DataError(f"{len(usable)} corrections can be learned from, at least 2 are needed{lines}")

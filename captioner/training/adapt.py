@@ -39,6 +39,7 @@ class StartCaptions:
         captioner: with the start's networks and words.
         source: features of the pictures.
         records: the pictures, with what people said of them or without captions.
+        language: of the captions; None: the first that the start knows, or none.
         vocabulary: of the training; the start's words come first in it.
         seed: of the captions, and of which pictures are in which batch.
     """
@@ -49,15 +50,21 @@ class StartCaptions:
         source: FeatureSource,
         records: Sequence[CaptionedImage],
         vocabulary: Vocabulary,
+        *,
+        language: str | None = None,
         seed: int,
     ) -> None:
         self.source, self.seed = source, seed
         ids = [record.id for record in records]
-        drawn = captioner.caption_features(source, ids, temperature=1.0, n_best=DRAWN, seed=seed)
+        drawn = captioner.caption_features(
+            source, ids, temperature=1.0, n_best=DRAWN, seed=seed, language=language
+        )
         kept = []
         for record, caption in zip(records, drawn, strict=True):
             texts = [caption.text, *(other.text for other in caption.alternatives)]
-            kept.append(CaptionedImage(record.id, record.path, most_alike(texts, record.captions)))
+            alike = most_alike(texts, record.in_language(language))
+            languages = (language,) * len(alike) if language else ()
+            kept.append(CaptionedImage(record.id, record.path, alike, languages))
         self.captions = TokenizedCaptions(kept, vocabulary, max_words=captioner.decode.max_words)
 
     def batch(self, step: int, pictures: int) -> tuple[np.ndarray, ...]:

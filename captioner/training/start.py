@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.config import Config
-from captioner.data.vocabulary import SPECIAL_WORDS, UNK, Vocabulary, words_of
+from captioner.data.vocabulary import END, UNK, Vocabulary, words_of
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
@@ -71,7 +71,8 @@ def grown_start(
     if vocabulary.words[: len(words)] != words:
         raise ConfigError(f"start: {run.folder} has other words than when the training began; begin anew")
     decoder, _ = run.load_best()
-    shares = word_shares(decoder, captions, source, len(vocabulary) - len(words))
+    special = np.isin(np.arange(len(words)), [*run.vocabulary.unwritten, END])
+    shares = word_shares(decoder, captions, source, special, len(vocabulary) - len(words))
     info = {
         "run": run.folder.resolve().name,
         "epoch": f"{best.get('phase', '')} {best.get('epoch', '')}".strip(),
@@ -153,7 +154,11 @@ def first_rows(arrays: Mapping[str, np.ndarray], words: int) -> dict[str, np.nda
 
 
 def word_shares(
-    decoder: CaptionDecoder, captions: TokenizedCaptions, source: FeatureSource, new_words: int
+    decoder: CaptionDecoder,
+    captions: TokenizedCaptions,
+    source: FeatureSource,
+    special: np.ndarray,
+    new_words: int,
 ) -> np.ndarray:
     """(n, V): how likely a run's decoder finds each of its words where captions have each new word.
 
@@ -163,6 +168,7 @@ def word_shares(
         decoder: of the run, V words.
         captions: with ids from V on for the new words.
         source: features of the pictures.
+        special: (V,) bool, ids that are no words.
         new_words: n.
     """
     V = decoder.vocabulary_size
@@ -186,6 +192,6 @@ def word_shares(
         )
         new = (words.numpy() >= V) & (kept.numpy() != 0)
         np.add.at(total, words.numpy()[new] - V, shares.numpy()[new])
-    total[:, : len(SPECIAL_WORDS)] = 0
-    total[total.sum(1) == 0, len(SPECIAL_WORDS) :] = 1
+    total[:, special] = 0
+    total[np.ix_(total.sum(1) == 0, ~special)] = 1
     return (total / total.sum(1, keepdims=True)).astype("float32")

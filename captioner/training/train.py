@@ -280,7 +280,8 @@ class Training:
         captioner = Captioner(self.encoder, decoder, vocabulary, self.config.decode)
         records = [*self.records.get("uncorrected", ()), *self.records["train"]]
         records = [record for record in records if record.id in source]
-        own = StartCaptions(captioner, source, records, self.run.vocabulary, seed)
+        language = next(iter(languages_of(self.records["train"])), None)
+        own = StartCaptions(captioner, source, records, self.run.vocabulary, language=language, seed=seed)
         networks = (self.decoder, self.encoder, updater, self.run.vocabulary)
         return AdaptStep(self.config, phase, *networks, start=decoder, shares=self.start.shares, captions=own)
 

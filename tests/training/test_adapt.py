@@ -84,11 +84,12 @@ def test_a_new_word_begins_as_what_the_run_says_in_its_place() -> None:
     decoder.load_weights_dict(weights)
     words = Vocabulary((*OLD.words, "rex", "unheard"))
     captions = TokenizedCaptions(pictures(("a rex runs", "rex"), ("a dog",)), words, max_words=9)
-    shares = word_shares(decoder, captions, Features(), 2)
+    special = np.arange(len(OLD)) < 4
+    shares = word_shares(decoder, captions, Features(), special, 2)
     assert words.words[5] == "cat" and shares[0, 5] > 0.9
     np.testing.assert_allclose(shares.sum(1), 1)
     np.testing.assert_allclose(shares[1], [0, 0, 0, 0, *[1 / 4] * 4])  # no caption has it: the mean of all
-    assert word_shares(decoder, captions, Features(), 0).shape == (0, len(OLD))
+    assert word_shares(decoder, captions, Features(), special, 0).shape == (0, len(OLD))
 
 
 def test_divergence_is_nothing_where_nothing_has_moved() -> None:
@@ -137,9 +138,8 @@ def test_steps_stay_closer_to_the_start_with_closeness() -> None:
         shares = np.full((len(words) - len(OLD), len(OLD)), 1 / len(OLD), "float32")
         decoder.load_weights_dict(grow_rows(start.weights_dict(), shares))
         updater = TrainOptimizer(phase, 20, decoder.trainable_variables)
-        step = AdaptStep(
-            config, phase, decoder, encoder, updater, start=start, shares=shares, captions=captions
-        )
+        networks = (decoder, encoder, updater, words)
+        step = AdaptStep(config, phase, *networks, start=start, shares=shares, captions=captions)
         losses.append(
             [step.train(((features, learned[0]), *learned[1:]), n).cross_entropy_sum for n in range(8)]
         )
