@@ -103,6 +103,7 @@ def test_captions_become_a_table(picture: Path) -> None:
         "probability": pytest.approx(np.exp(-1.0)),
         "words": 2,
         "alternatives": ["ein Bild", EVIL],
+        "language": None,
         "error": None,
     }
     assert records[0].keys() == records[1].keys() and records[1]["caption"] is None
