@@ -26,7 +26,7 @@ from captioner.errors import ConfigError, unknown_name
 class DataConfig:
     """Which captions, and which words of them."""
 
-    format: str = "auto"  # a row of formats.DATASETS, or auto: recognised from the folder
+    format: str = "auto"  # a row of formats.DATASETS, or auto: recognized from the folder
     min_count: int = 2  # times a word must occur in the training captions to be learned
     max_size: int = 10000  # words at most, the special ones included; 0: no limit
     max_words: int = 30  # longer training captions are cut after this many words
@@ -132,7 +132,7 @@ class PhaseConfig:
     objective: str = "cross_entropy"  # cross_entropy, reward, or package.module:name
     trains: tuple[str, ...] = ("decoder",)  # decoder, encoder
     encoder_from: str = ""  # first encoder layer trained; the ones before stay; empty: all
-    augment: bool = False  # pictures cropped, flipped, recoloured anew each epoch (no cache)
+    augment: bool = False  # pictures cropped, flipped, recolored anew each epoch (no cache)
     epochs: int = 10  # passes over the training pictures
     patience: int = 0  # stop after this many epochs without a better dev score; 0: never
     pictures_per_batch: int = 16  # at most, with all their captions; fewer where an epoch would be < 64 steps

@@ -49,8 +49,8 @@ def line_chart(history: Sequence[Mapping[str, Any]], labels: Mapping[str, str], 
         for place, value in enumerate(values):
             if value is not None:
                 what = f"{labels[key]} {value:.3g}, epoch {place + 1} ({history[place].get('phase', '')})"
-                centre = f'cx="{x(place + 0.5):.1f}" cy="{y(value):.1f}"'
-                parts.append(f'<circle class="dot line-{key}" {centre} r="2.6">{_title(what)}</circle>')
+                center = f'cx="{x(place + 0.5):.1f}" cy="{y(value):.1f}"'
+                parts.append(f'<circle class="dot line-{key}" {center} r="2.6">{_title(what)}</circle>')
     parts += _endings(lines, labels, y)
     return _svg(title, parts)
 

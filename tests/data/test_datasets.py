@@ -162,7 +162,7 @@ MAKERS: list[Maker] = [
 
 
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
-def test_every_form_is_recognised_and_read(make: Maker, tmp_path: Path) -> None:
+def test_every_form_is_recognized_and_read(make: Maker, tmp_path: Path) -> None:
     format = make(tmp_path)
     for split, animal in (("train", "cat"), ("dev", "dog"), ("test", "owl")):
         loaded = load_split(tmp_path, split)

@@ -114,11 +114,11 @@ def with_alpha() -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def grey_with_alpha() -> Image.Image:
+def gray_with_alpha() -> Image.Image:
     return with_alpha().convert("LA")
 
 
-def palette_with_clear_colour() -> Image.Image:
+def palette_with_clear_color() -> Image.Image:
     picture = Image.new("P", (16, 8), 0)
     picture.putpalette([0, 0, 0, 255, 0, 0])
     picture.paste(1, (8, 0, 16, 8))
@@ -127,12 +127,12 @@ def palette_with_clear_colour() -> Image.Image:
 
 
 def palette_with_alphas() -> Image.Image:
-    picture = palette_with_clear_colour()
+    picture = palette_with_clear_color()
     picture.info["transparency"] = b"\xff\x00"
     return picture
 
 
-def rgb_with_clear_colour() -> Image.Image:
+def rgb_with_clear_color() -> Image.Image:
     picture = with_alpha().convert("RGB")
     picture.info["transparency"] = (255, 0, 0)
     return picture
@@ -145,11 +145,11 @@ def rgb_with_clear_colour() -> Image.Image:
         ("WEBP", with_alpha),
         ("AVIF", with_alpha),
         ("TIFF", with_alpha),
-        ("PNG", grey_with_alpha),
-        ("PNG", palette_with_clear_colour),
-        ("GIF", palette_with_clear_colour),
+        ("PNG", gray_with_alpha),
+        ("PNG", palette_with_clear_color),
+        ("GIF", palette_with_clear_color),
         ("PNG", palette_with_alphas),
-        ("PNG", rgb_with_clear_colour),
+        ("PNG", rgb_with_clear_color),
     ],
 )
 def test_transparency_shows_the_background(kind: str, draw: Callable[[], Image.Image]) -> None:
@@ -164,9 +164,9 @@ def test_half_transparent_pixels_are_mixed() -> None:
     np.testing.assert_array_equal(read_image(pixels), 204)
 
 
-def test_grey_and_bilevel_pictures() -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    np.testing.assert_array_equal(read_image(encoded(grey, "PNG"))[:, :, 1], grey)
+def test_gray_and_bilevel_pictures() -> None:
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    np.testing.assert_array_equal(read_image(encoded(gray, "PNG"))[:, :, 1], gray)
     bits = Image.fromarray(np.eye(8, dtype=bool))
     np.testing.assert_array_equal(read_image(encoded(bits, "PNG"))[:, :, 2], np.eye(8) * 255)
 
@@ -177,7 +177,7 @@ def test_cmyk_as_photoshop_writes_it() -> None:
     assert b"Adobe" in content
     assert difference(read_image(content), scene()) <= LOSSY["JPEG"]
     assert difference(read_image(encoded(Image.fromarray(scene()).convert("CMYK"), "TIFF")), scene()) == 0
-    # The same data declared YCCK, Adobe's other form: other colours, but a picture.
+    # The same data declared YCCK, Adobe's other form: other colors, but a picture.
     marker = content.index(b"Adobe") + 11
     assert read_image(content[:marker] + b"\x02" + content[marker + 1 :]).shape == scene().shape
 
@@ -278,10 +278,10 @@ def test_arrays(array: np.ndarray) -> None:
     np.testing.assert_array_equal(read_image(array), scene())
 
 
-def test_grey_arrays_and_copies() -> None:
-    grey = scene()[:, :, 0]
-    for array in (grey, grey[:, :, None]):
-        np.testing.assert_array_equal(read_image(array), np.dstack([grey] * 3))
+def test_gray_arrays_and_copies() -> None:
+    gray = scene()[:, :, 0]
+    for array in (gray, gray[:, :, None]):
+        np.testing.assert_array_equal(read_image(array), np.dstack([gray] * 3))
     np.testing.assert_array_equal(read_image(np.eye(3, dtype=bool))[:, :, 0], np.eye(3) * 255)
     original = scene()
     read_image(original)[:] = 0
@@ -357,7 +357,7 @@ def test_formats_outside_the_list_are_not_even_tried(tmp_path: Path) -> None:
         refused(path, "is no picture that can be read")
 
 
-def test_heic_is_recognised_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_is_recognized_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as where it is not installed
     path = tmp_path / "IMG_0001.jpg"
     path.write_bytes(HEIC)
@@ -539,6 +539,7 @@ def test_a_jpeg_wanted_small_is_decoded_small_and_may_have_twice_the_pixels() ->
         read_image(encoded(scene(), "JPEG", progressive=True), limits=few, size=(8, 8))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_photograph_of_108_megapixels_is_read_small() -> None:
     content = encoded(Image.new("RGB", (12_000, 9_000), "teal"), "JPEG", quality=30)
     assert read_image(content, size=(64, 64)).shape == (64, 64, 3)

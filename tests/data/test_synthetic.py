@@ -13,7 +13,7 @@ from PIL import Image
 from captioner.data.datasets import load_split
 from captioner.data.statistics import summarize
 from captioner.data.synthetic.captions import (
-    COLOURS,
+    COLORS,
     COUNTS,
     LANGUAGES,
     PLACES,
@@ -93,7 +93,7 @@ def test_five_different_sentences_for_every_scene(language: str) -> None:
 def combinations(split: str, count: int) -> list[set[tuple[str, str, str]]]:
     """Of each scene, what plays which part."""
     return [
-        {(thing.colour, thing.shape, role) for thing, role in zip(scene.things, scene.roles(), strict=True)}
+        {(thing.color, thing.shape, role) for thing, role in zip(scene.things, scene.roles(), strict=True)}
         for scene, _ in scenes(split, count)
     ]
 
@@ -107,15 +107,15 @@ def test_test_and_dev_show_combinations_that_training_never_shows() -> None:
     assert not set().union(*tuned) & set().union(*tested)
 
 
-def test_training_shows_every_colour_shape_and_role_in_every_pair() -> None:
+def test_training_shows_every_color_shape_and_role_in_every_pair() -> None:
     trained = [
-        (colour, shape, role)
-        for colour, shape, role in itertools.product(COLOURS, SHAPES, ROLES)
-        if combination_split(Thing(colour, shape), role) == "train"
+        (color, shape, role)
+        for color, shape, role in itertools.product(COLORS, SHAPES, ROLES)
+        if combination_split(Thing(color, shape), role) == "train"
     ]
-    assert len(trained) == len(COLOURS) * len(SHAPES) * 10  # of 14 roles
-    assert {(colour, shape) for colour, shape, _ in trained} == set(itertools.product(COLOURS, SHAPES))
-    assert {(colour, role) for colour, _, role in trained} == set(itertools.product(COLOURS, ROLES))
+    assert len(trained) == len(COLORS) * len(SHAPES) * 10  # of 14 roles
+    assert {(color, shape) for color, shape, _ in trained} == set(itertools.product(COLORS, SHAPES))
+    assert {(color, role) for color, _, role in trained} == set(itertools.product(COLORS, ROLES))
     assert {(shape, role) for _, shape, role in trained} == set(itertools.product(SHAPES, ROLES))
 
 
@@ -194,7 +194,7 @@ def test_wrong_use_is_told(tmp_path: Path) -> None:
 
 
 def test_a_large_drawing_is_the_small_one_with_more_detail() -> None:
-    """A model that learnt from small drawings knows large ones, too: they have the same dark rims."""
+    """A model that learned from small drawings knows large ones, too: they have the same dark rims."""
     for (scene, small), (_, large) in zip(scenes("test", 8, seed=5), scenes("test", 8, seed=5), strict=True):
         fine = draw(scene, large, size=480).resize((96, 96), Image.Resampling.BOX)
         apart = np.abs(np.asarray(draw(scene, small), float) - np.asarray(fine, float))

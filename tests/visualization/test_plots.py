@@ -17,7 +17,7 @@ from captioner.visualization.fonts import fonts_for, wrapped
 from captioner.visualization.history import best_epoch
 from captioner.visualization.plots import plot_attention, plot_history, plot_records
 
-GREY = np.full((60, 90, 3), 160, np.uint8)
+GRAY = np.full((60, 90, 3), 160, np.uint8)
 
 
 def size_of(file: Path) -> tuple[int, int]:
@@ -75,11 +75,11 @@ def test_the_best_epoch_has_a_ring_on_both_panels(tmp_path: Path) -> None:
 def test_light_falls_where_the_model_looked() -> None:
     weights = np.zeros((3, 3))
     weights[0, 2] = 1  # top right
-    light = lit(GREY, weights).mean(-1)
+    light = lit(GRAY, weights).mean(-1)
     assert np.unravel_index(light.argmax(), light.shape)[0] < 20
     assert np.unravel_index(light.argmax(), light.shape)[1] >= 60
     assert light[50, 10] < 60 < 150 < light[5, 85]
-    everywhere = lit(GREY, np.full((3, 3), 1 / 9)).mean(-1)
+    everywhere = lit(GRAY, np.full((3, 3), 1 / 9)).mean(-1)
     assert everywhere.min() > 150  # looking everywhere leaves nothing dark
 
 
@@ -87,7 +87,7 @@ def test_light_falls_where_the_model_looked() -> None:
     "words", [["dog"], ["a", "dog", "costs", "$5", "or", "$6"], list("abcdefghijklmnopqrstuvw"), []]
 )
 def test_every_word_gets_a_panel(words: list[str], tmp_path: Path) -> None:
-    plot_attention(GREY, words, np.ones((len(words), 4, 4)) / 16, path=tmp_path / "looks.png")
+    plot_attention(GRAY, words, np.ones((len(words), 4, 4)) / 16, path=tmp_path / "looks.png")
     width, height = size_of(tmp_path / "looks.png")
     assert 0.3 < width / height < 6
 
@@ -102,15 +102,15 @@ def test_letters_that_no_font_has_are_not_complained_about_one_by_one(
 
 def test_words_and_maps_must_match(tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match="2 words, but attention for 3"):
-        plot_attention(GREY, ["a", "dog"], np.ones((3, 4, 4)), path=tmp_path / "looks.png")
+        plot_attention(GRAY, ["a", "dog"], np.ones((3, 4, 4)), path=tmp_path / "looks.png")
 
 
 def test_a_sheet_shows_good_pictures_and_says_what_ails_the_bad_ones(tmp_path: Path) -> None:
-    Image.fromarray(GREY).save(tmp_path / "wide.png")
-    Image.fromarray(GREY[:, :10]).save(tmp_path / "tall.png")
+    Image.fromarray(GRAY).save(tmp_path / "wide.png")
+    Image.fromarray(GRAY[:, :10]).save(tmp_path / "tall.png")
     (tmp_path / "bad.png").write_bytes(b"no picture")
     records = [
-        CaptionedImage(name, tmp_path / name, ("It costs $3 and $4.", "A grey picture.", "Nothing.", "More."))
+        CaptionedImage(name, tmp_path / name, ("It costs $3 and $4.", "A gray picture.", "Nothing.", "More."))
         for name in ("wide.png", "tall.png", "bad.png", "gone.png", "wide.png")
     ]
     plot_records(records, tmp_path / "sheet.png")
@@ -120,7 +120,7 @@ def test_a_sheet_shows_good_pictures_and_says_what_ails_the_bad_ones(tmp_path: P
 
 def test_an_unknown_kind_of_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CaptionerError, match=r"looks\.doc: drawings cannot be \.doc; expected \.png"):
-        plot_attention(GREY, ["dog"], np.ones((1, 2, 2)), path=tmp_path / "looks.doc")
+        plot_attention(GRAY, ["dog"], np.ones((1, 2, 2)), path=tmp_path / "looks.doc")
     assert list(tmp_path.iterdir()) == []
 
 

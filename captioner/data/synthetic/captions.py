@@ -1,4 +1,4 @@
-"""What people would say of a scene of coloured shapes, in English, German, Korean and Japanese.
+"""What people would say of a scene of colored shapes, in English, German, Korean and Japanese.
 
 In: a `Scene`. Out: five sentences that are true of it. Writes nothing, draws nothing.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from captioner.errors import ConfigError, unknown_name
 
-COLOURS = ("red", "yellow", "green", "blue", "purple", "white")
+COLORS = ("red", "yellow", "green", "blue", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "star", "heart")
 SIZES = ("small", "large")
 PLACES = ("centre", "top left", "top right", "bottom left", "bottom right")
@@ -23,7 +23,7 @@ RELATIONS = {"beside": ("left", "right"), "above": ("above", "below"), "inside":
 class Thing:
     """A shape, or `count` equal ones. Where there are several, nobody speaks of their size."""
 
-    colour: str
+    color: str
     shape: str
     size: str = "small"
     count: int = 1
@@ -78,8 +78,8 @@ class Language:
 
 def _english(thing: Thing) -> dict[str, str]:
     if thing.count > 1:
-        return {"it": f"{_ENGLISH_NUMBERS[thing.count]} {thing.colour} {thing.shape}s"}
-    return {"it": f"a {thing.size} {thing.colour} {thing.shape}"}
+        return {"it": f"{_ENGLISH_NUMBERS[thing.count]} {thing.color} {thing.shape}s"}
+    return {"it": f"a {thing.size} {thing.color} {thing.shape}"}
 
 
 _ENGLISH_NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -127,20 +127,20 @@ _ENGLISH = Language(
 
 
 def _german(thing: Thing) -> dict[str, str]:
-    colour = _GERMAN_COLOURS[thing.colour]
+    color = _GERMAN_COLORS[thing.color]
     noun, plural, ending, accusative, dative = _GERMAN_NOUNS[thing.shape]
     if thing.count > 1:
-        words = f"{_GERMAN_NUMBERS[thing.count]} {colour}e {plural}"
+        words = f"{_GERMAN_NUMBERS[thing.count]} {color}e {plural}"
         return {"wer": words, "wen": words}
     size = {"small": "klein", "large": "groß"}[thing.size]
     return {
-        "wer": f"ein {size}{ending} {colour}{ending} {noun}",
-        "wen": f"{accusative[0]} {size}{accusative[1]} {colour}{accusative[1]} {noun}",
-        "wem": f"einem {size}en {colour}en {dative}",
+        "wer": f"ein {size}{ending} {color}{ending} {noun}",
+        "wen": f"{accusative[0]} {size}{accusative[1]} {color}{accusative[1]} {noun}",
+        "wem": f"einem {size}en {color}en {dative}",
     }
 
 
-_GERMAN_COLOURS = dict(zip(COLOURS, ("rot", "gelb", "grün", "blau", "violett", "weiß"), strict=True))
+_GERMAN_COLORS = dict(zip(COLORS, ("rot", "gelb", "grün", "blau", "violett", "weiß"), strict=True))
 _GERMAN_NUMBERS = {2: "zwei", 3: "drei", 4: "vier"}
 # singular, plural, ending of adjectives in the nominative, article and ending in the accusative, dative
 _GERMAN_NOUNS = {
@@ -200,12 +200,12 @@ _GERMAN = Language(
 
 
 def _korean(thing: Thing) -> dict[str, str]:
-    colour = _KOREAN_COLOURS[thing.colour]
+    color = _KOREAN_COLORS[thing.color]
     noun = _KOREAN_NOUNS[thing.shape]
     # Particles depend on whether the noun's last syllable ends in a consonant.
     closed = (ord(noun[-1]) - 0xAC00) % 28 != 0
     size = "" if thing.count > 1 else {"small": "작은 ", "large": "큰 "}[thing.size]
-    it = f"{size}{colour} {noun}"
+    it = f"{size}{color} {noun}"
     return {
         "it": it,
         "subject": it + ("이" if closed else "가"),
@@ -215,7 +215,7 @@ def _korean(thing: Thing) -> dict[str, str]:
     }
 
 
-_KOREAN_COLOURS = dict(zip(COLOURS, ("빨간", "노란", "초록색", "파란", "보라색", "하얀"), strict=True))
+_KOREAN_COLORS = dict(zip(COLORS, ("빨간", "노란", "초록색", "파란", "보라색", "하얀"), strict=True))
 _KOREAN_NOUNS = dict(zip(SHAPES, ("원", "사각형", "삼각형", "별", "하트"), strict=True))
 _KOREAN_NUMBERS = {1: "한", 2: "두", 3: "세", 4: "네"}
 _KOREAN = Language(
@@ -263,11 +263,11 @@ _KOREAN = Language(
 
 def _japanese(thing: Thing) -> dict[str, str]:
     size = "" if thing.count > 1 else {"small": "小さな", "large": "大きな"}[thing.size]
-    it = size + _JAPANESE_COLOURS[thing.colour] + _JAPANESE_NOUNS[thing.shape]
+    it = size + _JAPANESE_COLORS[thing.color] + _JAPANESE_NOUNS[thing.shape]
     return {"it": it, "number": _JAPANESE_NUMBERS[thing.count]}
 
 
-_JAPANESE_COLOURS = dict(zip(COLOURS, ("赤い", "黄色い", "緑の", "青い", "紫の", "白い"), strict=True))
+_JAPANESE_COLORS = dict(zip(COLORS, ("赤い", "黄色い", "緑の", "青い", "紫の", "白い"), strict=True))
 _JAPANESE_NOUNS = dict(zip(SHAPES, ("円", "四角形", "三角形", "星", "ハート"), strict=True))
 _JAPANESE_NUMBERS = {1: "一つ", 2: "二つ", 3: "三つ", 4: "四つ"}
 _JAPANESE = Language(

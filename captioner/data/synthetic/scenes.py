@@ -1,8 +1,8 @@
-"""A data set that draws itself: coloured shapes, five sentences a picture, a test of what was really learnt.
+"""A data set that draws itself: colored shapes, five sentences a picture, a test of what was really learned.
 
 In: a number of pictures, a seed, a language. Out: a folder with `images/*.png` and `captions.csv`
 (image,caption,split), which `datasets` reads. Every picture takes looking: one shape at a place, several
-equal ones, or two in a relation. Each test and dev picture shows a combination of colour, shape and role that
+equal ones, or two in a relation. Each test and dev picture shows a combination of color, shape and role that
 training never shows: two red circles and four red hearts are in training, four red circles only in the test.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from captioner.data.synthetic.captions import (
-    COLOURS,
+    COLORS,
     COUNTS,
     PLACES,
     RELATIONS,
@@ -116,12 +116,12 @@ def split_of(scene: Scene) -> str | None:
 
 
 def combination_split(thing: Thing, role: str) -> str:
-    """Of the 14 roles that a coloured shape can play, 2 are kept for the test, 2 for dev.
+    """Of the 14 roles that a colored shape can play, 2 are kept for the test, 2 for dev.
 
-    The arithmetic spreads them so that every colour, every shape and every role, and every pair of them, is
+    The arithmetic spreads them so that every color, every shape and every role, and every pair of them, is
     seen in training.
     """
-    number = COLOURS.index(thing.colour) + 2 * SHAPES.index(thing.shape) + ROLES.index(role)
+    number = COLORS.index(thing.color) + 2 * SHAPES.index(thing.shape) + ROLES.index(role)
     return {0: "test", 3: "dev"}.get(number % 7, "train")
 
 
@@ -134,13 +134,13 @@ def _any_scene(rng: random.Random) -> Scene:
         return Scene(kind, (_any_thing(rng, "small", rng.choice(COUNTS)),))
     sizes = ("small", "large") if kind == "inside" else (rng.choice(SIZES), rng.choice(SIZES))
     first, second = (_any_thing(rng, size) for size in sizes)
-    if first.colour == second.colour:  # two colours a picture: it looks better, and nothing melts together
+    if first.color == second.color:  # two colors a picture: it looks better, and nothing melts together
         return _any_scene(rng)
     return Scene(kind, (first, second))
 
 
 def _any_thing(rng: random.Random, size: str, count: int = 1) -> Thing:
-    return Thing(rng.choice(COLOURS), rng.choice(SHAPES), size, count)
+    return Thing(rng.choice(COLORS), rng.choice(SHAPES), size, count)
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -179,7 +179,7 @@ def draw(scene: Scene, rng: random.Random, *, size: int = 96) -> Image.Image:
         tilt = rng.uniform(-0.2, 0.2)
         outline = [(x + radius * px, y + radius * py) for px, py in _outline(thing.shape, tilt)]
         _shadow(picture, outline, size)
-        _ink(picture, outline, thing.colour, size)
+        _ink(picture, outline, thing.color, size)
     return picture
 
 
@@ -253,9 +253,9 @@ def _shadow(picture: Image.Image, outline: Points, size: int) -> None:
     picture.paste((40, 40, 70), mask=mask.filter(ImageFilter.GaussianBlur(size / 40)))
 
 
-def _ink(picture: Image.Image, outline: Points, colour: str, size: int) -> None:
+def _ink(picture: Image.Image, outline: Points, color: str, size: int) -> None:
     """Rim, then the face with light from above, both smooth at their edges."""
-    top, bottom, rim = _INK[colour]
+    top, bottom, rim = _INK[color]
     rim_mask = _mask(outline, size)
     # The rim is what a minimum filter takes away: about one pixel of 96, evenly all around, at any size.
     rim_filter = ImageFilter.MinFilter(2 * max(1, round(size / 96)) + 1)
@@ -280,13 +280,13 @@ def _background(sky: int, hills: int, size: int) -> Image.Image:
     top, horizon, ground, far = _SKIES[sky]
     side = size * _FINE
     gradient = Image.linear_gradient("L").resize((side, side))
-    low, high = (Image.new("RGB", (side, side), colour) for colour in (horizon, top))
+    low, high = (Image.new("RGB", (side, side), color) for color in (horizon, top))
     picture = Image.composite(low, high, gradient)
     pen = ImageDraw.Draw(picture)
-    for height, waves, colour in ((0.72, 1.1, far), (0.82, 0.8, ground)):
+    for height, waves, color in ((0.72, 1.1, far), (0.82, 0.8, ground)):
         crest = [
             (x, side * (height + 0.045 * math.sin(2 * math.pi * waves * x / side + 1.7 * hills + 5 * height)))
             for x in range(0, side + _FINE, _FINE)
         ]
-        pen.polygon([*crest, (side, side), (0, side)], fill=colour)
+        pen.polygon([*crest, (side, side), (0, side)], fill=color)
     return picture.reduce(_FINE)
