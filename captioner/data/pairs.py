@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -44,7 +45,7 @@ def find_pairs(root: Path) -> list[CaptionsFile]:
 def parse_pairs(listing: Listing, source: CaptionsFile, split: str) -> None:
     """Adds what the files beside the pictures say; `split` is not asked for, the folders are read once."""
     root = source.path if source.path.is_dir() else source.path.parent
-    said: dict[str, list[str]] = {}
+    said: dict[str, list[Any]] = {}
     for file in caption_files(root, listing):
         path = root / os.path.dirname(file.picture) / file.name
         captions = said.setdefault(file.picture, [])
@@ -55,9 +56,8 @@ def parse_pairs(listing: Listing, source: CaptionsFile, split: str) -> None:
         except DataError as error:
             listing.problems.note("caption files that cannot be read", _reason(path, root, error))
         else:
-            captions += [
-                caption for caption in found if caption not in captions
-            ]  # photo.txt and photo.xmp agree
+            # photo.txt and photo.xmp may say the same.
+            captions += [caption for caption in found if caption not in captions]
     for picture, captions in said.items():
         listing.add(picture, captions, SPLIT_NAMES.get(picture.partition("/")[0].lower()))
 
@@ -72,11 +72,17 @@ def caption_files(root: Path, listing: Listing) -> Iterator[CaptionFile]:
         stems = Counter(os.path.splitext(name)[0] for name in pictures)
         by_name = {name: name for name in pictures}
         by_name |= {os.path.splitext(name)[0]: name for name in reversed(pictures)}
+        folded: dict[str, list[str]] = {}  # in another case or Unicode form
+        for known in by_name:
+            folded.setdefault(_folded(known), []).append(known)
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)
             kind = suffix[1:].lower()
             if name.startswith(".") or kind not in READERS:
                 continue
+            near = folded.get(_folded(stem), [])
+            if stem not in by_name and len(near) == 1:
+                stem = near[0]
             if stem in by_name and (stems[stem] < 2 or stem in pictures):
                 yield CaptionFile(prefix + by_name[stem], name, kind)
             elif stem in by_name:
@@ -97,7 +103,7 @@ def _description(path: Path) -> list[str]:
     return [line.strip() for line in (read_xmp(content) or "").splitlines() if line.strip()]
 
 
-def _object(path: Path) -> list[str]:
+def _object(path: Path) -> list[Any]:
     try:
         known = json.loads(read_text(path))
     except json.JSONDecodeError as error:
@@ -106,7 +112,13 @@ def _object(path: Path) -> list[str]:
     if isinstance(known, dict):
         found = next((known[key] for key in CAPTION_KEYS if known.get(key)), None)
     texts = found if isinstance(found, list) else [] if found is None else [found]
-    return [line.strip() for text in texts for line in str(text).splitlines() if line.strip()]
+    # What is no text is left to the listing, which notes it.
+    lines = [text.splitlines() if isinstance(text, str) else [text] for text in texts]
+    return [line.strip() if isinstance(line, str) else line for each in lines for line in each if line]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _reason(path: Path, root: Path, error: DataError) -> str:
@@ -114,4 +126,4 @@ def _reason(path: Path, root: Path, error: DataError) -> str:
     return f"{name}: {str(error).removeprefix(str(path)).lstrip(':, ')}"
 
 
-READERS: dict[str, Callable[[Path], list[str]]] = {"txt": _lines, "xmp": _description, "json": _object}
+READERS: dict[str, Callable[[Path], list[Any]]] = {"txt": _lines, "xmp": _description, "json": _object}

@@ -323,6 +323,26 @@ def test_pictures_are_not_looked_for_among_thumbnails(tmp_path: Path) -> None:
     assert load_split(tmp_path, "all").records[0].path == tmp_path / "holiday" / "p0.jpg"
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "captions"),
+    [
+        ("IMG_1.TXT", "a ball\nthe ball\n", ["a ball", "the ball"]),
+        ("img_1.txt", "a ball", ["a ball"]),
+        ("img_1.jpg.txt", b"\xef\xbb\xbfa ball\r\n", ["a ball"]),
+        ("IMG_1.txt", "a ball".encode("utf-16"), ["a ball"]),
+        ("IMG_1.json", '{"caption": "a ball"}', ["a ball"]),
+        ("IMG_1.json", '{"caption": ["a ball", 5, null, {"x": 1}, "NaN"]}', ["a ball"]),
+        ("IMG_1.json", '{"caption": {"raw": "a ball"}}', ["a ball"]),
+        ("IMG_1.txt", "<start> a ball <end>", ["a ball"]),
+    ],
+)
+def test_pairs_are_read_with_the_same_care(
+    file: str, content: str | bytes, captions: list[str], tmp_path: Path
+) -> None:
+    make(tmp_path, {file: content}, ["IMG_1.JPG"])
+    assert captions_in(tmp_path) == {"IMG_1.JPG": captions}
+
+
 # What a training would suffer from.
 
 
