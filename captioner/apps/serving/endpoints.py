@@ -14,7 +14,7 @@ from captioner.apps.serving.corrections import FolderFull
 from captioner.apps.serving.requests import UnsupportedMediaType
 from captioner.apps.serving.schemas import sentence_of
 from captioner.apps.serving.service import Overloaded, ServedModel, Service, UnknownRun, requested_part
-from captioner.errors import CaptionerError, ConfigError, ImageError
+from captioner.errors import CaptionerError, ConfigError, ImageError, missing_extra
 from captioner.inference.caption import Caption
 from captioner.inference.search_options import CaptionOptions
 
@@ -71,6 +71,11 @@ def add_error_handlers(api: Any) -> None:
         if isinstance(error, ImageError):
             return answer(422, f"the picture {error.reason}")
         return answer(next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error))
+
+    @api.exception_handler(ModuleNotFoundError)
+    async def not_installed(_: Any, error: ModuleNotFoundError) -> Any:
+        found = missing_extra(error)
+        return answer(501, f"{found} where the server runs") if found else await unexpected(_, error)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(_: Any, error: RequestValidationError) -> Any:

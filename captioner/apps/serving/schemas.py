@@ -203,6 +203,7 @@ _FAILURES = {
     413: "the body is too large",
     415: "another content type",
     422: "none of the pictures can be used",
+    501: "the server lacks a part for it: words are drawn at random by TensorFlow alone",
     503: "too much is waiting; `Retry-After` says when to come again",
     507: "the folder of corrections is full",
 }

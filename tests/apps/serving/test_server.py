@@ -706,6 +706,13 @@ def test_what_breaks_in_the_model_is_no_more_than_an_answer(server: Server) -> N
     try:
         status, answer, _ = server.post_json("/api/caption", {"images": [b64(png(1))], "run": "broken"})
         assert (status, answer["error"]) == (500, "captioning failed; the server's log says why")
+
+        def light(pixels: np.ndarray, options: CaptionOptions) -> list[Caption]:
+            raise ModuleNotFoundError(name="tensorflow")
+
+        server.service.models["broken"] = replace(broken, caption=light)
+        status, answer, _ = server.post_json("/api/caption", {"images": [b64(png(1))], "run": "broken"})
+        assert (status, "pip install 'captioner[train]'" in answer["error"]) == (501, True)
     finally:
         del server.service.models["broken"]
     assert server.post_form([("a.png", png(5))])[0] == 200
