@@ -17,8 +17,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import tomli_w
-
 from captioner.errors import ConfigError, unknown_name
 
 
@@ -190,6 +188,8 @@ class Config:
         return config
 
     def __str__(self) -> str:
+        import tomli_w  # seldom asked for
+
         return tomli_w.dumps(self.to_dict())
 
     def warnings(self) -> list[str]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import ConfigError
-from captioner.system.files import LOCK_FILE
 
 _ENDS_BYTES = 1 << 16  # read at either end of a file
 # What drawings and pages of ours say of their origin: in PNG, SVG, PDF, PostScript, HTML and JPEG.
@@ -87,6 +86,8 @@ def check_run_folder(folder: str | Path, names: Iterable[str]) -> None:
     Raises:
         ConfigError: there are such files.
     """
+    from captioner.system.files import LOCK_FILE
+
     folder = Path(folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"--run {folder}: is a file; a training needs a folder, a new one or an empty one")

@@ -8,11 +8,12 @@ from __future__ import annotations
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from captioner.errors import ConfigError, unknown_name
-from captioner.system.files import is_url
-from captioner.system.shard_spec import WHOLE, ShardSpec
+
+if TYPE_CHECKING:
+    from captioner.system.shard_spec import ShardSpec
 
 ENGINES = ("ray",)
 
@@ -27,6 +28,8 @@ def add_arguments(add: Any) -> None:
 @contextmanager
 def staging(arguments: Namespace) -> Iterator[None]:
     """Within, URLs of object stores among the arguments are local folders."""
+    from captioner.system.files import is_url
+
     names = ("data", "root", "run", "cache", "out")
     values = [getattr(arguments, name, None) for name in names] + list(getattr(arguments, "paths", ()))
     if not any(map(is_url, values)):
@@ -44,6 +47,8 @@ def shard_from_args(arguments: Namespace) -> ShardSpec:
     Raises:
         ConfigError: what was typed makes no sense, or not together.
     """
+    from captioner.system.shard_spec import WHOLE, ShardSpec
+
     if arguments.engine is not None and arguments.engine not in ENGINES:
         raise ConfigError(unknown_name("engine", arguments.engine, ENGINES))
     if arguments.engine and arguments.shard:
