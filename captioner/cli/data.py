@@ -6,6 +6,7 @@ In: the parsed arguments. Out: sizes, lengths, vocabulary and problems on stdout
 from __future__ import annotations
 
 import random
+import sys
 from argparse import Namespace
 from typing import Any
 
@@ -42,8 +43,8 @@ def run(arguments: Namespace) -> int:
     if arguments.sheet:
         check_files([arguments.sheet], "--sheet", force=arguments.force)
     summary = summarize(arguments.root, arguments.format, arguments.seed)
-    for line in summary.lines():
-        print(line)
+    # At one go: whoever reads only the first lines (`| head`) makes it no failure.
+    sys.stdout.write("".join(f"{line}\n" for line in summary.lines()))
     if arguments.sheet:
         from captioner.visualization.plots import plot_records
 

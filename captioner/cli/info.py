@@ -5,6 +5,7 @@ In: the parsed arguments. Out: text, one JSON object or a recipe on stdout.
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from typing import Any
 
@@ -32,6 +33,6 @@ def run(arguments: Namespace) -> int:
     elif arguments.json:
         print(json_text({**run.info(), "history": run.history()}))
     else:
-        for line in info_lines(run):
-            print(line)
+        # At one go: whoever reads only the first lines (`| head`) makes it no failure.
+        sys.stdout.write("".join(f"{line}\n" for line in info_lines(run)))
     return 0
