@@ -51,16 +51,16 @@ class Table:
 
     @property
     def is_ours(self) -> bool:
-        """Whether it is empty, or headed as only this program heads its sheets."""
+        """Whether the table is new, or begins with the columns that only captioner writes."""
         return not self._columns or self._columns[: len(COLUMNS)] == COLUMNS
 
     def text(self, name: str) -> str | None:
-        """The captions of a picture, one a line; None: it has none."""
+        """The captions of a picture, joined with line ends; None if the table has none."""
         rows = (self._rows[number] for number in self._index.get(_key(name), ()))
         return "\n".join(row[self._caption] for row in rows if row).strip() or None
 
     def put(self, name: str, text: str, found: Mapping[str, Any]) -> None:
-        """Gives a picture these captions, one a line; rows that say one of them already stay as they are."""
+        """Replaces the captions of a picture; rows with one of the new captions stay as they are."""
         self._mark_ours()
         wanted = dict.fromkeys(text.split("\n"))
         kept = []
@@ -81,7 +81,7 @@ class Table:
         self.changed = True
 
     def save(self) -> None:
-        """Writes the whole file, atomically, if there is anything new in it."""
+        """Writes the whole file atomically if a row has changed."""
         if not self.changed:
             return
         # Names that are not Unicode leave as the bytes they came as.
@@ -94,7 +94,7 @@ class Table:
         self.changed = False
 
     def _mark_ours(self) -> None:
-        """Sees to it that there is a score in each row of ours: by it readers of data sets know them."""
+        """Adds the column `score` if it is missing: readers of data sets know our rows by their score."""
         if not any(column.strip().lower() == "score" for column in self._columns):
             self._columns = [*self._columns, "score"]
             self._rows = [row and [*row, ""] for row in self._rows]
@@ -133,7 +133,7 @@ class Table:
 
 
 def _key(name: str) -> str:
-    """One for all spellings of a path: `./a.jpg` is `a.jpg`, in whatever Unicode form.
+    """The key under which all spellings of a path are filed: `./a.jpg` and `a.jpg`, every Unicode form.
 
     >>> _key("./sub//cafe\u0301.jpg") == _key("sub/caf\u00e9.jpg")
     True

@@ -1,4 +1,4 @@
-"""One folder at work: what each of its pictures still needs, and how a caption gets into its places.
+"""The state of one folder: what each of its pictures still needs, and how captions are written.
 
 In: names of pictures, captions. Out: the journal's line, then the sidecars. The line reaches the disk first,
 so each sidecar is at any moment either as it was before, or as the line says, or as somebody made it since:
@@ -28,18 +28,21 @@ NO_WORDS = "the model found no words for it"
 
 @dataclass(frozen=True)
 class Version:
-    """What a caption depends on, and what may happen to one that is there."""
+    """What a caption depends on, and what may happen to an existing one."""
 
     job: str  # stands for the model and its settings
     stamp: str  # of the picture, see `journal.picture_stamp`
     if_exists: str  # row of `plan.IF_EXISTS`
 
     def is_of(self, note: Mapping[str, Any]) -> bool:
-        """Whether a journal's entry, or its note on one sidecar, speaks of this model and this picture."""
+        """Whether a journal entry, or its note on one sidecar, was made by this model for this picture."""
         return bool(note.get("job") == self.job and same_stamp(note.get("stamp", ""), self.stamp))
 
     def decide(self, existing: ExistingCaption, note: Mapping[str, Any], accepted: str = "") -> str:
-        """What to do: "write"; "renew", write over one of ours; nothing, for "done" or to "keep" another's.
+        """Decides what happens to one sidecar.
+
+        Returns:
+            "write"; "renew" (replace a caption of ours); "done"; or "keep" (leave another's caption alone).
 
         `note` holds the version a sidecar was written for, digests of its text before and after that, and
         whether the text was all ours; `accepted` is the digest of a text that a person found right.
@@ -61,13 +64,13 @@ class Version:
         return "write" if self.if_exists in ("overwrite", "append") else "keep"
 
     def text(self, decision: str, existing: ExistingCaption, caption: str) -> str:
-        """What the sidecar is to say."""
+        """The text that the sidecar gets."""
         adds = decision == "write" and self.if_exists == "append" and existing.text is not None
         return append_caption(existing.text or "", caption) if adds else caption
 
 
 class Result(NamedTuple):
-    """A picture, as it was when it was looked at, and what was found out about it."""
+    """A picture, its stamp from before it was read, and its caption or the reason why there is none."""
 
     name: str
     stamp: str
@@ -82,7 +85,7 @@ class _Writing(NamedTuple):
     found: CaptionRecord
 
     def store(self) -> str | None:
-        """Writes; says what is wrong."""
+        """Writes the sidecar and returns the reason if that fails."""
         try:
             self.target.store(self.existing, self.content, self.found)
         except CaptionerError as error:
@@ -92,7 +95,7 @@ class _Writing(NamedTuple):
 
 
 class Folder:
-    """A folder of pictures, the place of their sidecars, and the journal there.
+    """A folder of pictures, the folder of their sidecars, and the journal in the latter.
 
     Args:
         path: of the pictures.
@@ -110,24 +113,24 @@ class Folder:
         self._lock = ExitStack()
 
     def lock(self) -> None:
-        """Keeps the folder of the sidecars for this process; see `journal.folder_lock`."""
+        """Locks the folder of the sidecars, see `journal.folder_lock`."""
         self._lock.enter_context(folder_lock(self.sidecar_folder, self._part))
 
     def merge_journals(self) -> None:
-        """Makes one journal of those of several workers; only while held."""
+        """Merges the journals of several workers into one; the folder must be locked."""
         self._journal.merge_journals()
 
     @property
     def in_parts(self) -> bool:
-        """Whether there are journals of several workers to be united."""
+        """Whether there are journals of several workers to merge."""
         return self._part.whole and self._journal.in_parts
 
     def release(self) -> None:
-        """Ends `lock`."""
+        """Releases the lock."""
         self._lock.close()
 
     def stamp(self, name: str) -> str:
-        """Of a picture, see `journal.picture_stamp`."""
+        """The stamp of a picture, see `journal.picture_stamp`."""
         return picture_stamp(self.path / name)
 
     def status(self, name: str) -> tuple[str, str]:
@@ -157,7 +160,7 @@ class Folder:
         return ("failed", problem) if problem else ("keep" if "keep" in decisions else "done", "")
 
     def _fails_still(self, name: str, entry: Mapping[str, Any]) -> str:
-        """Why a picture that failed before would fail again; found out without a model."""
+        """The reason why a picture that failed before would fail again, found without a model; else empty."""
         if "error" not in entry:
             return ""
         try:
@@ -167,12 +170,12 @@ class Folder:
         return NO_WORDS if entry["error"] == NO_WORDS else ""
 
     def recorded(self, name: str) -> Result:
-        """What the journal knows of a picture."""
+        """The result that the journal holds for a picture."""
         entry = self._journal.entry(name)
         return Result(name, entry["stamp"], entry["found"])
 
     def commit(self, results: Sequence[Result], threads: ThreadPoolExecutor) -> Iterator[tuple[str, str]]:
-        """Writes what is to be written for these pictures, and gives those that failed, with why.
+        """Writes journal and sidecars for these results; yields the names that failed, each with the reason.
 
         Raises:
             CaptionerError: the disk is full.
@@ -198,7 +201,7 @@ class Folder:
         yield from failures.items()
 
     def _line(self, result: Result, writings: list[_Writing]) -> tuple[dict[str, Any], str]:
-        """The journal's line on a result, and what went wrong; adds to `writings` what the line promises."""
+        """The journal line for a result and the reason of a failure; appends the writes it announces."""
         entry = self._journal.entry(result.name)
         line = {"picture": result.name, "job": self._job, "stamp": result.stamp}
         if "accepted" in entry and self._version(result.stamp).is_of(entry):
@@ -218,7 +221,7 @@ class Folder:
     def _plan_write(
         self, kind: str, result: Result, entry: Mapping[str, Any], writings: list[_Writing]
     ) -> dict[str, Any]:
-        """The journal's note on one sidecar."""
+        """Plans the write of one sidecar and returns the journal's note on it."""
         note = _note(entry, kind)
         assert not isinstance(result.found, str)
         target, version = self.targets[kind], self._version(result.stamp)
@@ -253,7 +256,7 @@ def _note(entry: Mapping[str, Any], kind: str) -> dict[str, Any]:
 
 
 def text_digest(text: str) -> str:
-    """By which the journal knows a text again."""
+    """The digest by which the journal recognizes a text."""
     return digest_bytes(text.encode("utf-8", "surrogatepass"))[:16]
 
 

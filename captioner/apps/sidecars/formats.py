@@ -30,7 +30,7 @@ CaptionRecord = Mapping[str, Any]  # what was found out about a picture: caption
 
 @dataclass(frozen=True)
 class Sidecar:
-    """A kind of file that stands beside each picture."""
+    """A kind of file written once for each picture."""
 
     suffix: str
     # The caption in a file's content, or None. Raises DataError for what is no such file.
@@ -43,24 +43,24 @@ class Sidecar:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A kind of file that lists all pictures."""
+    """A kind of file that holds the captions of all pictures."""
 
     file_name: str
     open: Callable[[Path], Table]
 
     def name_of(self, part: ShardSpec) -> str:
-        """The file's name; each of several workers has a sheet of its own."""
+        """The file's name; each of several workers writes a sheet of its own."""
         stem, suffix = os.path.splitext(self.file_name)
         return self.file_name if part.whole else f"{stem}.{part.name}{suffix}"
 
 
 def sheets_of_parts(sheet: Path) -> list[Path]:
-    """The sheets that workers have written beside the one of all pictures."""
+    """The sheets of several workers in the folder of the common sheet."""
     return sorted(sheet.parent.glob(f"{sheet.stem}.*-of-*{sheet.suffix}"))
 
 
 def append_caption(old: str, new: str) -> str:
-    """A further caption on a line of its own, unless it is there already.
+    """Appends a caption on a line of its own unless the text holds it already.
 
     >>> append_caption("ein Hund", "ein Hund im Gras"), append_caption("a\\nb", "b")
     ('ein Hund\\nein Hund im Gras', 'a\\nb')
@@ -84,7 +84,7 @@ def names_needing_suffix(pictures: Collection[str]) -> set[str]:
 
 
 def casefold_name(name: str) -> str:
-    """What of a name all file systems tell apart.
+    """A name in the form in which no file system distinguishes it: case-folded, composed.
 
     >>> casefold_name("A.JPG") == casefold_name("a.jpg")
     True

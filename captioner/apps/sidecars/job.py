@@ -50,7 +50,7 @@ _Missing = list[tuple[Path, list[str]]]  # folders, and in each the names of wha
 def caption_folders(
     pictures: Pictures, plan: FolderPlan, captions_of: CaptionsOf, *, quiet: bool = False
 ) -> Outcomes:
-    """Captions the pictures that lack what is asked for, and writes it.
+    """Captions the pictures whose captions are missing, and writes the files asked for.
 
     Args:
         pictures: as `data.image_files.gather` finds them.
@@ -105,7 +105,7 @@ class _Job:
                 self._sheets[kind] = self._open_sheet(kind, row)
 
     def survey(self, quiet: bool) -> _Missing:
-        """Looks every picture over, writes what the journals know, and gives what needs a caption."""
+        """Checks every picture, writes what the journals hold already, and returns what needs a caption."""
         missing: _Missing = []
         with console.progress_bar(len(self.pictures), "pictures", "looking", quiet) as progress:
             for path, names in self.pictures.folders.items():
@@ -128,7 +128,7 @@ class _Job:
         return missing
 
     def caption(self, missing: _Missing, captions_of: CaptionsOf, quiet: bool) -> None:
-        """Captions pictures and writes what is found; at any time a few batches are under way."""
+        """Captions pictures and writes the results, a batch at a time."""
         under_way: deque[_UnderWay] = deque()
 
         def paths() -> Iterator[Path]:
@@ -157,7 +157,7 @@ class _Job:
         self.outcomes.seconds = time.monotonic() - began
 
     def save_sheets(self) -> None:
-        """Writes the sheets, as far as they have come."""
+        """Writes the sheets as far as they are filled."""
         for table in self._sheets.values():
             table.save()
             if self.plan.part.whole:  # what workers wrote is in the journals, and so in this one
@@ -166,7 +166,7 @@ class _Job:
                         path.unlink(missing_ok=True)
 
     def _needs(self, folder: Folder, names: Sequence[str]) -> dict[str, list[str]]:
-        """Names by what they need; counts those that need nothing."""
+        """Groups names by what they need and counts those that need nothing."""
         needs: dict[str, list[str]] = {"known": [], "caption": []}
         for name in names:
             need, problem = folder.status(name)
@@ -188,7 +188,7 @@ class _Job:
         folder.release()
 
     def _commit(self, folder: Folder, results: Sequence[Result]) -> int:
-        """Writes; counts what failed; gives the number of the others."""
+        """Writes results, counts the failures and returns the number of the others."""
         failures = dict(folder.commit(results, self._threads))
         for name, reason in failures.items():
             self.outcomes.fail(folder.path / name, reason)
@@ -217,7 +217,7 @@ class _Job:
         return folder if self._tree is None else self._tree.sidecar_folder(folder)
 
     def _open_sheet(self, kind: str, row: Sheet) -> Table:
-        """The sheet to write, ours or new.
+        """Opens the sheet to write, an existing one of ours or a new one.
 
         Raises:
             DataError: the table there is another's, and captions of the model would be mixed with it.
@@ -256,7 +256,7 @@ class _UnderWay(NamedTuple):
 
 
 def _found(caption: Any) -> CaptionRecord | str:
-    """What is written of a caption, or why there is nothing to write."""
+    """The record that is written for a caption, or the reason why there is none."""
     if caption.error is not None:
         return str(caption.error)
     if not caption.text.strip():

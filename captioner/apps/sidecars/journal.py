@@ -64,11 +64,11 @@ class Journal:
         return bool(self._others)
 
     def __iter__(self) -> Iterator[str]:
-        """The names of the pictures of which something is noted."""
+        """The names of the pictures that have an entry."""
         return iter(self._offsets)
 
     def entry(self, picture: str) -> dict[str, Any]:
-        """What was last noted of a picture, whatever Unicode form its name had then; empty: nothing."""
+        """The last entry of a picture, under any Unicode form of its name; empty if there is none."""
         if picture not in self._offsets:
             # A disk that keeps names in another form (HFS+) changes them when a folder is copied.
             forms = (unicodedata.normalize(form, picture) for form in ("NFC", "NFD"))
@@ -92,7 +92,7 @@ class Journal:
             self._read = self._index(self.path, self._read)
 
     def merge_journals(self) -> None:
-        """Adds the journals of other workers to this one and removes them; only under `folder_lock`."""
+        """Appends the journals of other workers to this one and removes them; needs `folder_lock`."""
         for path in self._others:
             lines = [line for line in path.read_bytes().splitlines() if _is_entry(line)]
             if lines:
@@ -121,7 +121,7 @@ class Journal:
 
 
 def picture_stamp(path: Path) -> str:
-    """Changes when a picture does: its size in bytes and its time in ns; empty: it is not there."""
+    """A picture's size in bytes and modification time in ns, as text; empty if the file is missing."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -130,7 +130,7 @@ def picture_stamp(path: Path) -> str:
 
 
 def same_stamp(one: str, other: str) -> bool:
-    """Whether two stamps are of one picture, though it may have been copied to a disk with coarser times.
+    """Whether two stamps are of the same picture, perhaps copied to a disk with coarser times.
 
     FAT keeps times to 2 s, exFAT to 10 ms, NTFS to 100 ns; the coarser of the two times counts.
 
@@ -155,7 +155,7 @@ def same_stamp(one: str, other: str) -> bool:
 
 @contextmanager
 def file_lock(path: Path) -> Iterator[None]:
-    """Waits until no other process holds a file, and holds it; it is made if it is not there."""
+    """Locks a file, waiting for other processes; creates it if it is missing."""
     with storing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -170,7 +170,7 @@ def file_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def folder_lock(folder: Path, part: ShardSpec = WHOLE) -> Iterator[None]:
-    """Keeps a folder, or a part of it, for this process.
+    """Locks a folder, or one worker's part of it, for this process.
 
     Who holds the whole folder clears away what a killed process left half-written in it.
 
@@ -197,7 +197,7 @@ def _journal(folder: Path, part: ShardSpec) -> Path:
 
 
 def _parts_in(folder: Path) -> list[Path]:
-    """The journals of parts in a folder, latest last: what they say counts in that order."""
+    """The journals of several workers in a folder, oldest first: later entries win."""
     found = []
     with suppress(OSError), os.scandir(folder) as listed:
         found = [Path(entry.path) for entry in listed if JOURNAL_OF_PART.fullmatch(entry.name)]

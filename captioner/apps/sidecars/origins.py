@@ -39,7 +39,7 @@ ORIGINS = {  # the first that a picture has, in whatever file, counts
 
 @dataclass(frozen=True)
 class KnownCaption:
-    """The caption of a picture, and whose it is."""
+    """The caption of a picture and its origin."""
 
     picture: Path
     captions: tuple[str, ...]  # as they stand there now; without captioner's where a person's stand beside it
@@ -52,7 +52,7 @@ class KnownCaption:
 
 @dataclass
 class FolderCaptions:
-    """What stands in a folder."""
+    """The captions of a folder."""
 
     known: list[KnownCaption] = field(default_factory=list)  # one a picture, in order of path
     without: list[Path] = field(default_factory=list)  # pictures that have no caption
@@ -108,7 +108,7 @@ def captions_in(
 
 
 def accept(folder: Path, pictures: Iterable[Path], *, out: Path | None = None) -> int:
-    """Notes that a person found untouched captions right; gives how many that were.
+    """Marks untouched captions as accepted by a person; returns how many were marked.
 
     Raises:
         RunError: another process is at work there.
@@ -141,7 +141,7 @@ def _places(pictures: Pictures, out: Path | None) -> Iterator[tuple[Path, Path, 
 def _targets(
     path: Path, place: Path, names: Collection[str], top: Path, problems: list[tuple[str, str]]
 ) -> list[tuple[str, Target, Path | None]]:
-    """Kind, target and, of sheets, the file: all in which a caption of these pictures may stand."""
+    """All files that may hold captions of these pictures: kind, target and, for sheets, the path."""
     neighbours = Neighbours({*names, *filter(is_picture_name, os.listdir(path) if path.is_dir() else ())})
     targets: list[tuple[str, Target, Path | None]] = []
     for kind, row in WRITERS.items():
@@ -169,7 +169,7 @@ def _sheet_files(row: Sheet, folder: Path) -> list[Path]:
 def _known(
     picture: Path, existing: ExistingCaption, note: Mapping[str, Any], entry: Mapping[str, Any], place: Path
 ) -> KnownCaption | None:
-    """A caption in one file, and whose it is."""
+    """The caption in one file and its origin; None if the file has none."""
     if existing.text is None:
         return None
     record = entry.get("found", {})
@@ -198,7 +198,7 @@ def _known(
 
 
 def _preferred(one: KnownCaption | None, other: KnownCaption | None) -> KnownCaption | None:
-    """Of the captions in two files of a picture the one that counts; of two corrected ones the later."""
+    """Chooses between the captions of one picture in two files; of two corrected ones the later wins."""
     if one is None or other is None:
         return one or other
     ranks = [list(ORIGINS).index(each.origin) for each in (one, other)]

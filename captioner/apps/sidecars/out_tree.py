@@ -1,4 +1,4 @@
-"""Which folder below `--out` belongs to which folder of pictures, in this command and in all later ones.
+"""Maps folders of pictures to folders below `--out`, the same way in every later command.
 
 In: the folder given with --out, pictures. Out: for each folder of pictures one folder of sidecars that no
 other folder of pictures shares. What was decided stands in `.captioner-roots.jsonl` there, a line a root:
@@ -63,7 +63,7 @@ class OutTree:
         return self._folders[key]
 
     def save(self) -> None:
-        """Notes new roots down.
+        """Records new roots in the file.
 
         Raises:
             RunError: another command has begun to caption other folders into this one meanwhile.
@@ -83,7 +83,7 @@ class OutTree:
         self._known = list(self._roots)
 
     def _holder(self, folder: str) -> tuple[Root, str] | None:
-        """The nearest root that holds a folder, and the path from it."""
+        """The innermost root above a folder, and the path from the root to the folder."""
         found: tuple[int, Root, str] | None = None
         for root in self._in_force():
             for place in self._places(root):
@@ -93,7 +93,7 @@ class OutTree:
         return found and found[1:]
 
     def _inside(self, folder: str) -> str | None:
-        """The path of a folder's sidecars below `out`; None: another root's tree is in its place."""
+        """The path of a folder's sidecars below `out`; None if another root occupies it."""
         held = self._holder(folder)
         if held is None:
             return None
@@ -103,11 +103,11 @@ class OutTree:
         return None if any(path == other or path.startswith(f"{other}/") for other in others) else path
 
     def _in_force(self) -> list[Root]:
-        """The roots, of those with one prefix the last."""
+        """The valid roots: of several with one prefix the last."""
         return list({root.prefix: root for root in self._roots}.values())
 
     def _places(self, root: Root) -> Iterator[str]:
-        """Where a root's pictures are: as noted, or the like beside a copy of `out` if they are the same."""
+        """The folders that stand for a root: as recorded, or relative to a copy of `out`."""
         if not root.folder:
             return
         yield root.folder
@@ -118,7 +118,7 @@ class OutTree:
             yield beside
 
     def _found_again(self, base: str) -> Root | None:
-        """A root whose folder is gone and whose journals speak of the pictures in `base`: it was moved."""
+        """The root whose folder was moved to `base`: gone where it was, and its journals match."""
         for root in self._in_force():
             gone = root.folder and not any(map(os.path.isdir, self._places(root)))
             if gone and self._speaks_of(base, root.prefix):
@@ -153,7 +153,7 @@ class OutTree:
         return prefix not in heads and not _names(self._out / prefix) and not (self._out / prefix).is_file()
 
     def _speaks_of(self, base: str, prefix: str) -> bool | None:
-        """Whether the journals below a prefix know the pictures in `base`; None: they know none so called."""
+        """Whether the journals below a prefix are of the pictures in `base`; None if no name matches."""
         alike, compared = None, 0
         for folder, names in self._pictures.folders.items():
             below = _below(os.path.abspath(folder), base)
@@ -169,11 +169,6 @@ class OutTree:
         return alike
 
 
-def roots_of(out: Path) -> list[Root]:
-    """The roots that are noted in a folder of sidecars; none: its pictures are beside the sidecars."""
-    return list({root.prefix: root for root in _read(out)}.values())
-
-
 def _read(out: Path) -> list[Root]:
     found = []
     for line in read_json_lines(out / ROOTS):
@@ -184,7 +179,7 @@ def _read(out: Path) -> list[Root]:
 
 
 def _below(folder: str, root: str) -> str | None:
-    """The path from one folder to another within it, with /; None: it is not within it.
+    """The path from `root` to a folder within it, with /; None if it is not within it.
 
     >>> _below("/a/b/c", "/a"), _below("/a", "/a"), _below("/ab", "/a")
     ('b/c', '', None)

@@ -46,7 +46,7 @@ PROGRAMS = {
 
 @dataclass(frozen=True)
 class FolderPlan:
-    """What to write, and where."""
+    """What to write and where."""
 
     write: tuple[str, ...] = ("txt",)  # rows of WRITERS
     out: Path | None = None  # sidecars in the same tree under this folder; None: beside the pictures
@@ -57,7 +57,7 @@ class FolderPlan:
     job: str = ""  # stands for the model and its settings: with another one, pictures are captioned anew
 
     def check(self) -> None:
-        """Raises ConfigError for a name that is not known, MissingExtra for a part that is not installed."""
+        """Raises ConfigError for an unknown name, MissingExtra for an extra that is not installed."""
         for kind in self.write:
             if kind not in WRITERS:
                 raise ConfigError(unknown_name("kind of file to write", kind, WRITERS))

@@ -1,4 +1,4 @@
-"""What became of the pictures of a long job: counted as it goes, told at the end.
+"""The outcome of a long job: each picture is counted, the totals are reported at the end.
 
 In: outcomes, one by one. Out: lines for people; each failure on stderr at once.
 """
@@ -19,7 +19,7 @@ _TOO_FEW = 0.05  # different captions a picture
 
 @dataclass
 class Outcomes:
-    """Every picture is counted once.
+    """The counts; every picture is in one of them.
 
     Example:
         >>> outcomes = Outcomes(done=3, kept=1)
@@ -42,7 +42,7 @@ class Outcomes:
         return self.failures.total()
 
     def fail(self, path: Path | str, reason: str) -> None:
-        """Counts a failure and says so at once, quiet or not."""
+        """Counts a failure and prints it at once, even in quiet mode."""
         console.info(f"error: {path}: {reason}")
         kind = reason.partition(" (")[0].partition(";")[0]  # details differ from picture to picture
         self.failures[kind] += 1
@@ -51,11 +51,11 @@ class Outcomes:
             examples.append(str(path))
 
     def note_captions(self, found: Iterable[Any]) -> None:
-        """Takes note of captions; what is none of them passes."""
+        """Counts different captions; failures among the results are passed over."""
         self.different |= {hash(each["caption"]) for each in found if not isinstance(each, str)}
 
     def lines(self) -> Iterator[str]:
-        """The report for people."""
+        """The report, line by line."""
         if self.captioned:
             rate = self.captioned / max(self.seconds, 1e-9)
             yield f"{self.captioned:,} captioned in {console.duration(self.seconds)}, {rate:.3g} pictures/s"

@@ -1,4 +1,4 @@
-"""Where the caption of a picture goes: which file, what is in it already, how it gets there.
+"""The file that a picture's caption is written to: its name, its content so far, the write itself.
 
 In: a picture's name, a caption. Out: the sidecar file, or the row of the sheet; whole or not at all. Never
 writes to a picture.
@@ -32,27 +32,27 @@ class ExistingCaption(NamedTuple):
 
 
 class Target(Protocol):
-    """A kind of file for the pictures of one folder."""
+    """The files of one kind for the pictures of one folder."""
 
     def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
-        """The caption that exists for a picture, under whatever name; `known_as`: the name that we gave it.
+        """Finds the existing caption of a picture; `known_as` is the file name in the journal, if any.
 
         Raises:
             DataError: the file there must not be touched, or its name would be too long.
         """
 
     def compose(self, existing: ExistingCaption, text: str, found: CaptionRecord) -> tuple[bytes, str]:
-        """The new content, and the caption as it will be read from it."""
+        """The new content of the file, and the caption as it is read back from that."""
 
     def move(self, existing: ExistingCaption) -> None:
-        """Gives the sidecar its new name."""
+        """Renames the sidecar if it has to give way to another picture's."""
 
     def store(self, existing: ExistingCaption, content: bytes, found: CaptionRecord) -> None:
-        """Puts the content in its place; may be called from several threads."""
+        """Writes the content; may be called from several threads."""
 
 
 class Neighbours:
-    """The pictures of a folder, as far as they matter to the names of sidecars.
+    """The names of the pictures in a folder, which decide how sidecars may be named.
 
     Args:
         names: of all pictures in it.
@@ -65,7 +65,7 @@ class Neighbours:
         self._stems = Counter(os.path.splitext(name)[0] for name in names)
 
     def owns(self, picture: str, sidecar: str) -> bool:
-        """Whether a file named almost like a sidecar of `picture` is not to the letter another picture's.
+        """Whether a file named like a sidecar of `picture`, but for case, belongs to no other picture.
 
         >>> pictures = Neighbours(["a.jpg", "A.jpg", "b.jpg"])
         >>> pictures.owns("a.jpg", "A.jpg.txt"), pictures.owns("b.jpg", "B.TXT")
@@ -152,7 +152,7 @@ class SidecarTarget:
         return picture + self._kind.suffix, os.path.splitext(picture)[0] + self._kind.suffix
 
     def _find(self, folder: Path, name: str, picture: str) -> str | None:
-        """The name of the file that is there under this name, in whatever case and Unicode form."""
+        """The name of the existing file that matches in any case and Unicode form; None if there is none."""
         if os.path.lexists(folder / name):
             return name
         if folder not in self._listings:
@@ -180,7 +180,7 @@ class SidecarTarget:
     def _beginning(
         self, picture: str, content: bytes, others: list[str], names: list[str]
     ) -> tuple[bytes, str | None]:
-        """What a sidecar without a caption is made from, and the caption that is known elsewhere.
+        """The content a new sidecar starts from, and the caption found elsewhere.
 
         Elsewhere is: the sidecar of the other habit, one beside the picture where sidecars go to another
         folder, the notes inside the picture. A damaged one is not passed over: it may hold what matters.
@@ -201,7 +201,7 @@ class SidecarTarget:
         return content, text
 
     def _check_name(self, name: str) -> None:
-        """Refuses names that no file can have, pictures named like a sidecar, and links to pictures."""
+        """Raises DataError if the name is too long, is a picture's, or is a link to a picture."""
         path = self._sidecar_folder / name
         size, most = len(os.fsencode(name)), _longest_name(self._sidecar_folder)
         if size > most:
@@ -247,14 +247,14 @@ class CsvRowTarget:
 
 
 def writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which itself need not be there yet."""
+    """Whether files can be created in a folder, which need not exist yet."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def names_by_fold(folder: Path) -> dict[str, list[str]]:
-    """The names in a folder by what all file systems tell apart of them; empty if it cannot be listed."""
+    """The names in a folder by `casefold_name`; empty if the folder cannot be listed."""
     found: dict[str, list[str]] = {}
     try:
         for name in sorted(os.listdir(folder)):
@@ -265,7 +265,7 @@ def names_by_fold(folder: Path) -> dict[str, list[str]]:
 
 
 def _longest_name(folder: Path) -> int:
-    """How many bytes a file's name may have in a folder, which need not be there yet."""
+    """The longest file name in bytes that a folder allows; the folder need not exist yet."""
     while not folder.is_dir() and folder != folder.parent:
         folder = folder.parent
     try:
