@@ -295,7 +295,6 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def _read_recipe(recipe: str) -> dict[str, Any]:
-    import tomllib
 
     known = recipes()
     path = Path(recipe)
@@ -308,6 +307,8 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
             raise ConfigError(f"recipe {recipe}: cannot be read ({error})") from error
     else:
         raise ConfigError(unknown_name("recipe", recipe, known) + "; or give the path of a .toml file")
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -316,12 +317,13 @@ def _read_recipe(recipe: str) -> dict[str, Any]:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in the nested dictionary."""
-    import tomllib
 
     path, equals, text = override.partition("=")
     keys = _current_key(path.strip()).split(".")
     if not equals or not all(keys):
         raise ConfigError(f'--set "{override}": expected section.key=value, such as decoder.units=512')
+    import tomllib
+
     try:
         value = tomllib.loads(f"x = {text.strip()}")["x"]
     except tomllib.TOMLDecodeError:

@@ -13,10 +13,10 @@ import os
 import re
 import unicodedata
 from bisect import bisect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import islice, zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -34,7 +34,7 @@ from captioner.data.listings import (
     named_split,
     plain_name,
 )
-from captioner.data.own_captions import OwnCaptions
+from captioner.data.own_captions import written_in
 from captioner.data.vocabulary import LANGUAGE_CODE, words_of
 from captioner.errors import CaptionerError, DataError, MissingSplit, load_object, unknown_name
 
@@ -463,15 +463,22 @@ class DataSet:
     def _written_by_captioner(self, name: str, path: Path | None) -> frozenset[str]:
         """What captioner wrote: by journals beside the picture or the captions file, else by its score."""
         inner, base = os.path.split(name)
-        folders = [path.parent] if path else []
-        folders += [source.path.parent / inner for source in self.sources if source.path != self.root]
-        noted = [self._own.wrote(folder, base) for folder in dict.fromkeys(folders)]
-        known = [captions for captions in noted if captions is not None]
+        journals = self._journals(inner, os.path.dirname(path) if path else "")
+        known = [journal[base] for journal in journals if base in journal]
         return frozenset().union(*known) if known else frozenset(self.listing.scored.get(name, ()))
 
     @cached_property
-    def _own(self) -> OwnCaptions:
-        return OwnCaptions()
+    def _journals(self) -> Callable[[str, str], list[dict[str, frozenset[str]]]]:
+        """What captioner wrote in the folder of pictures, and in that of a name below the captions files."""
+        read = cache(lambda folder: written_in(Path(folder)))
+
+        @cache
+        def journals(inner: str, folder: str) -> list[dict[str, frozenset[str]]]:
+            below = [source.path.parent / inner for source in self.sources if source.path != self.root]
+            folders = dict.fromkeys([*([folder] if folder else []), *map(os.fspath, below)])
+            return [found for found in map(read, folders) if found]
+
+        return journals
 
 
 _LETTER = re.compile(r"[^\W_]")

@@ -9,7 +9,6 @@ What cannot be used ends in an `ImageError`. Any number of threads may read at o
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib
 import logging
 import math
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import IO, Any, NoReturn, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from captioner.data.image_files import FORMATS, existing_form, missing_hint
 from captioner.errors import ImageError
@@ -116,7 +115,7 @@ def read_image(
         _check_pixels(picture.size if reduced else whole, name, limits)
         picture.load()
         with suppress(Exception):  # notes beside the picture: damaged ones must not cost the picture itself
-            ImageOps.exif_transpose(picture, in_place=True)
+            _turn_upright(picture)
         picture = _to_rgb(picture)
     except ImageError:
         raise
@@ -266,6 +265,8 @@ def _says_orientation(kind: bytes, note: bytes) -> bool:
 @cache
 def _silence_libtiff() -> None:
     """Keeps libtiff from writing to standard error itself; Pillow raises what matters of it."""
+    import ctypes.util  # here: brings subprocess
+
     folder = Path(Image.__file__).parent.parent / "pillow.libs"  # of wheels; elsewhere the system's is loaded
     found = [*map(str, folder.glob("libtiff*"))] or [ctypes.util.find_library("tiff") or ""]
     with suppress(OSError, AttributeError):
@@ -286,6 +287,14 @@ def _check_pixels(size: tuple[int, int], name: str, limits: Limits) -> None:
 def _refuse_damaged(name: str, error: Exception) -> NoReturn:
     detail = str(error).strip().splitlines() or [type(error).__name__]
     raise ImageError(name, f"is damaged or incomplete ({detail[0][:200]})") from error
+
+
+def _turn_upright(picture: Image.Image) -> None:
+    """Turns a picture as its camera was held."""
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        from PIL import ImageOps  # here: brings five modules, and most pictures are upright
+
+        ImageOps.exif_transpose(picture, in_place=True)
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -134,6 +134,8 @@ class Listing:
 
     def _text(self, value: Any, name: str) -> str | None:
         """A caption as it is written, or None."""
+        if isinstance(value, str) and not _ODD.search(value):
+            return value
         if isinstance(value, Mapping):  # {"raw": "A dog ."}, as Karpathy's form has it
             texts = [value[key] for key in _TEXT_KEYS if isinstance(value.get(key), str)]
             value = texts[0] if len(texts) == 1 else value
@@ -220,6 +222,10 @@ _MARKER_PAIR = re.compile(r"(start|sos|bos)\s(.*)\s(end|eos)", re.IGNORECASE | r
 _UNKNOWN = re.compile(r"<\s*unk(nown)?\s*>|\[unk(nown)?\]", re.IGNORECASE)
 _NOTHING = frozenset(("nan", "null", "none", "n/a", "#n/a", "<na>", "undefined"))
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
+# What any of the above may find something in: most captions need no closer look.
+_ODD = re.compile(
+    r"[<\[]|seq\b|unk|^\s*(?:[-+]?\d|start\b|[sb]os\b|(?:nan|null|none|#?n/a|undefined)\s*$)", re.IGNORECASE
+)
 _TEXT_KEYS = ("raw", "caption", "text", "sentence")
 
 

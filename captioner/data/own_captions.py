@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,6 @@ from captioner.system.files import read_json_lines
 
 JOURNAL = ".captioner.jsonl"
 JOURNAL_OF_PART = re.compile(r"\.captioner-\d+-of-\d+\.jsonl")
-
-
-class OwnCaptions:
-    """What captioner wrote in the folders of one data set; a journal is read once, when asked for."""
-
-    def __init__(self) -> None:
-        self._of_folder = cache(written_in)
-
-    def wrote(self, folder: Path, picture: str) -> frozenset[str] | None:
-        """The captions that the journal in `folder` notes for a picture of that name; None: it has none."""
-        return self._of_folder(folder).get(picture)
 
 
 def written_in(folder: Path) -> dict[str, frozenset[str]]:

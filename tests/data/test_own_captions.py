@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from captioner.data.own_captions import OwnCaptions, is_own_row
+from captioner.data.own_captions import is_own_row, written_in
 
 
 def note(folder: Path, picture: str, caption: str, journal: str = ".captioner.jsonl") -> None:
@@ -22,10 +22,8 @@ def test_all_that_was_ever_written_for_a_picture_counts(tmp_path: Path) -> None:
     note(tmp_path, "b.jpg", "a  cow")
     with (tmp_path / ".captioner.jsonl").open("a") as file:
         file.write('{"picture": "c.jpg", "error": "damaged"}\n[1]\n{"picture": "d.j')  # torn by a crash
-    own = OwnCaptions()
-    assert own.wrote(tmp_path, "a.jpg") == {"a dog", "a cat"}
-    assert own.wrote(tmp_path, "b.jpg") == {"a cow"}
-    assert own.wrote(tmp_path, "c.jpg") is own.wrote(tmp_path / "none", "a.jpg") is None
+    assert written_in(tmp_path) == {"a.jpg": {"a dog", "a cat"}, "b.jpg": {"a cow"}}
+    assert written_in(tmp_path / "none") == {}
 
 
 @pytest.mark.parametrize(
