@@ -1,10 +1,11 @@
 """What the model that comes along says of a few photographs: the opening of README.md, written anew.
 
-    python scripts/photographs.py            captions docs/photos, and puts them between the marks in README.md
+    python scripts/photographs.py            captions docs/photos, puts them between the marks in README.md
     python scripts/photographs.py --check    says whether README.md is what this would write
 
-In: the photographs in docs/photos and the model in checkpoints/flickr8k. Out: README.md, docs/photos/README.md.
-A caption counts as right if it names what there is to see, by the words below; at least one that is wrong is shown.
+In: the photographs in docs/photos and the model in checkpoints/flickr8k. Out: README.md and
+docs/photos/README.md. A caption counts as right if it names what there is to see, by the words below; at
+least one that is wrong is shown.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ PHOTOGRAPHS = {
         r"camera|tripod",
         r"$^",
         "Man with a camera",
-        "Lav Varshney, CC0; `skimage.data.camera` of [scikit-image](https://scikit-image.org/docs/stable/api/skimage.data.html)",
+        "Lav Varshney, CC0; `skimage.data.camera` of "
+        "[scikit-image](https://scikit-image.org/docs/stable/api/skimage.data.html)",
     ),
     "hopper": Photograph(
         r"woman|lady|person|hat|uniform",
@@ -77,7 +79,8 @@ PHOTOGRAPHS = {
 
 def main() -> int:
     """Writes the two files, or compares them with what is there."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    plain = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=plain)
     parser.add_argument("--run", default=ROOT / "checkpoints" / "flickr8k", type=Path, help="whose captions")
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if anything differs")
     arguments = parser.parse_args()
@@ -107,18 +110,23 @@ def first_page(texts: dict[str, str], right: dict[str, bool]) -> str:
     """A row of photographs with their captions, the last of them wrong."""
     good = [name for name in texts if right[name]][: SHOWN - WRONG]
     bad = [name for name in texts if not right[name]][: SHOWN - len(good)]
-    cells = "".join(
-        f'<td width="{WIDTH}"><img src="docs/photos/{name}.jpg" width="{WIDTH}" alt="{PHOTOGRAPHS[name].title}">'
-        f"<br>{'' if right[name] else '✗ '}{texts[name]}</td>\n"
-        for name in (*good, *bad)
-    )
+    shown = (*good, *bad)
+    cells = "".join(f"<td>{_image(name)}<br>{_marked(texts[name], right[name])}</td>\n" for name in shown)
     wrong = f"The {'last is' if len(bad) == 1 else f'last {len(bad)} are'} wrong" if bad else "None is wrong"
     return (
         f"<table><tr>\n{cells}</tr></table>\n\n"
-        f"The sentences are those of the model that comes along, unedited. {wrong}, and shown for that: it knows "
-        "what its training\nphotographs show (people and dogs outdoors), and is sure of itself beyond it, too. "
+        f"The sentences are those of the model that comes along, unedited. {wrong}, and shown for that: it\n"
+        "knows what its training photographs show, and is as sure of itself beyond it.\n"
         "[All that were tried, and their sources](docs/photos/README.md)\n"
     )
+
+
+def _image(name: str) -> str:
+    return f'<img src="docs/photos/{name}.jpg" width="{WIDTH}" alt="{PHOTOGRAPHS[name].title}">'
+
+
+def _marked(text: str, right: bool) -> str:
+    return text if right else f"✗ {text}"
 
 
 def sources(texts: dict[str, str], right: dict[str, bool]) -> str:
@@ -129,10 +137,11 @@ def sources(texts: dict[str, str], right: dict[str, bool]) -> str:
         for name, photo in PHOTOGRAPHS.items()
     )
     return (
-        "# Photographs\n\nThey may be used by anyone for anything: CC0 or public domain, as the packages say that "
-        "they were taken from. Made smaller,\nnothing else. The sentences are by `captioner caption`, with the "
-        "model that comes along; all that were tried are here. This page and\nthe opening of README.md are written "
-        f"by `python scripts/photographs.py`.\n\n| | caption | | from |\n|---|---|---|---|\n{rows}"
+        "# Photographs\n\n"
+        "They may be used by anyone for anything: CC0 or public domain, as the packages say that they were\n"
+        "taken from. Made smaller, nothing else. The sentences are by `captioner caption`, with the model\n"
+        "that comes along; all that were tried are here. This page and the opening of README.md are written by\n"
+        f"`python scripts/photographs.py`.\n\n| | caption | | from |\n|---|---|---|---|\n{rows}"
     )
 
 

@@ -125,13 +125,14 @@ def _disk() -> Finding:
 def _packages() -> Iterator[Finding]:
     """The packages that are needed, then each extra."""
     extras = _requirements()
-    missing = _missing(extras.pop("", []))
+    base = extras.pop("", [])
+    missing = _missing(extras.pop("light", base))  # the rest of the base is [train]: captioning needs none of it
     if missing:
         wanted = " ".join(f"'{line}'" for line in missing)
         yield Finding("packages", "bad", f"{len(missing)} missing or too old", f"pip install {wanted}")
     else:
         yield Finding("packages", "good", "all that are needed, new enough")
-    for extra in sorted(extras.keys() - {"dev", "all"}):
+    for extra in sorted(extras.keys() - {"dev", "docs", "all"}):
         absent = _missing(extras[extra])
         names = ", ".join(requirement.name for requirement in extras[extra])
         if absent:
