@@ -140,7 +140,7 @@ def sources(texts: dict[str, str], right: dict[str, bool]) -> str:
         "# Photographs\n\n"
         "They may be used by anyone for anything: CC0 or public domain, as the packages say that they were\n"
         "taken from. Made smaller, nothing else. The sentences are by `captioner caption`, with the model\n"
-        "that comes along; all that were tried are here. This page and the opening of README.md are written by\n"
+        "that comes along; all that were tried are here. This page and the opening of README.md are by\n"
         f"`python scripts/photographs.py`.\n\n| | caption | | from |\n|---|---|---|---|\n{rows}"
     )
 

@@ -126,7 +126,7 @@ def _packages() -> Iterator[Finding]:
     """The packages that are needed, then each extra."""
     extras = _requirements()
     base = extras.pop("", [])
-    missing = _missing(extras.pop("light", base))  # the rest of the base is [train]: captioning needs none of it
+    missing = _missing(extras.pop("light", base))  # the rest of the base is [train]
     if missing:
         wanted = " ".join(f"'{line}'" for line in missing)
         yield Finding("packages", "bad", f"{len(missing)} missing or too old", f"pip install {wanted}")
