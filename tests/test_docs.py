@@ -21,7 +21,7 @@ from captioner.evaluation.metrics import METRICS
 from tests.apps.sidecars.test_job import opinionated
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MANUALS = {
     **{path.name: path.read_text(encoding="utf-8") for path in PAGES},
     "captioner": welcome.FIRST + welcome.AGAIN.format(run="runs/scenes"),
