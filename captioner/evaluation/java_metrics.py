@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioner.errors import CaptionerError, MissingExtra
+from captioner.system.console import silent_stderr
 
 _CORE_NLP = "stanford-corenlp-3.6.0.jar"
 _FETCH = "from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()"
@@ -52,7 +53,7 @@ def java_scores(references: Sequence[Sequence[str]], captions: Sequence[str]) ->
     people = {i: [{"caption": _one_line(text)} for text in texts] for i, texts in enumerate(references)}
     model = {i: [{"caption": _one_line(text)}] for i, text in enumerate(captions)}
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), silent_stderr():
             tokenizer = PTBTokenizer()
             people, model = tokenizer.tokenize(people), tokenizer.tokenize(model)
             scores = {"meteor15": 100 * float(Meteor().compute_score(people, model)[0])}
