@@ -86,6 +86,7 @@ class MissingExtra(CaptionerError):
 _EXTRA_OF = {
     "tensorflow": ("train", "training, and whatever else runs on TensorFlow,"),
     "keras": ("train", "training, and whatever else runs on TensorFlow,"),
+    "tomli_w": ("train", "training, and whatever else writes a configuration,"),
     "nltk": ("train", "scoring"),
     "matplotlib": ("train", "drawing"),
 }
