@@ -46,6 +46,7 @@ HEAVY = (
     "captioner.training",
     "captioner.inference.captioner",
     "captioner.inference.beam_search",
+    "captioner.evaluation.calibration",
     "captioner.evaluation.evaluate",
     "captioner.apps.export",
 )

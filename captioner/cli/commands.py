@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from captioner.cli import (
     adapt,
     cache,
+    calibrate,
     caption,
     completion,
     data,
@@ -36,6 +37,7 @@ COMMANDS: dict[str, Command] = {  # in the order of `captioner --help`
     "train": train,
     "evaluate": evaluate,
     "score": score,
+    "calibrate": calibrate,
     "adapt": adapt,
     "review": review,
     "data": data,

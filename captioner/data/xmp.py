@@ -58,6 +58,9 @@ def read_xmp(content: bytes) -> str | None:
 def write_xmp(content: bytes, text: str, found: Mapping[str, Any]) -> bytes:
     """XMP whose description in x-default is `text`, all else as it was; new XMP if `content` is empty.
 
+    Where `found` has captions in several languages, each stands under its own `xml:lang`, and the first in
+    x-default, too.
+
     Raises:
         DataError: `content` is no XMP.
         MissingExtra: lxml is not installed.
@@ -65,7 +68,13 @@ def write_xmp(content: bytes, text: str, found: Mapping[str, Any]) -> bytes:
     content = content.strip() and content or _NEW
     tree = _parse(content)
     owner, described = _described(_rdf(tree))
-    _set_default(_alternatives(owner, described), _NOT_XML.sub("\ufffd", text))
+    alternatives = _alternatives(owner, described)
+    spoken = {language: one["caption"] for language, one in found.get("captions", {}).items()}
+    if spoken and text == found["caption"]:
+        text = next(iter(spoken.values()))
+    _set_default(alternatives, _NOT_XML.sub("\ufffd", text))
+    for language, said in spoken.items():
+        _set_language(alternatives, language, _NOT_XML.sub("\ufffd", said))
     return _written(tree, declared=b"<?xml " in content[:20])
 
 
@@ -182,6 +191,18 @@ def _added(owner: Any) -> Any:
         described.tail, last.tail = last.tail, owner.text
     owner.append(described)
     return described
+
+
+def _set_language(alternatives: Any, language: str, text: str) -> None:
+    items = list(alternatives.iterfind(RDF + "li"))
+    item = next((item for item in items if item.get(LANGUAGE, "").lower() == language), None)
+    if item is None:
+        item = _etree().SubElement(alternatives, RDF + "li", {LANGUAGE: language})
+        item.tail = items[-1].tail
+        items[-1].tail = items[0].tail if len(items) > 1 else alternatives.text
+    for child in list(item):
+        item.remove(child)
+    item.text = text
 
 
 def _set_default(alternatives: Any, text: str) -> None:

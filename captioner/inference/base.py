@@ -24,6 +24,7 @@ from captioner.data.images import read_image
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ImageError
 from captioner.inference.caption import Alternative, Caption
+from captioner.inference.familiarity import Familiarity
 from captioner.inference.search_options import ALL_LANGUAGES, CaptionOptions, Hypotheses, SearchOptions
 from captioner.system.hardware import cores
 
@@ -37,11 +38,13 @@ class BaseCaptioner(ABC):
         encoder: has `size` (H, W) and `grid` (h, w).
         vocabulary: the words.
         decode: how captions are searched for unless a call says otherwise.
+        familiarity: says how far captions may be trusted, if that was measured.
     """
 
     encoder: Any
     vocabulary: Vocabulary
     decode: DecodeConfig
+    familiarity: Familiarity | None = None
 
     @abstractmethod
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -165,10 +168,11 @@ class BaseCaptioner(ABC):
 
     def _search_in(self, language: str, features: np.ndarray, options: CaptionOptions) -> list[Caption]:
         found = self._decode(features, options)
-        return [
+        captions = [
             self._to_caption(language, *(None if part is None else part[row] for part in found))
             for row in range(len(features))
         ]
+        return self.familiarity.judged(captions, features) if self.familiarity else captions
 
     def _languages(self, options: CaptionOptions) -> Sequence[str]:
         """The languages that are asked for, "" where the model knows none.

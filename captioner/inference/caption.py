@@ -41,6 +41,8 @@ class Caption:
     alternatives: tuple[Alternative, ...] = ()  # the next best, best first
     error: str | None = None
     language: str = ""  # of the text; empty where the model knows no languages
+    confidence: float | None = None  # how often captions of such a score were right; None: nobody measured
+    unfamiliar: bool | None = None  # whether the picture is unlike those learned from; None: nobody measured
     by_language: Mapping[str, Caption] = dataclasses.field(default_factory=dict)  # where all were asked for
 
     @property
@@ -61,6 +63,10 @@ class Caption:
         line: dict[str, Any] = {"caption": self.text, "score": round(self.score, 5)}
         if self.language:
             line["language"] = self.language
+        if self.confidence is not None:
+            line["confidence"] = self.confidence
+        if self.unfamiliar is not None:
+            line["unfamiliar"] = self.unfamiliar
         if self.alternatives:
             line["probability"] = self.probability
             line["alternatives"] = [

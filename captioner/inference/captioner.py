@@ -20,6 +20,7 @@ from captioner.config import DecodeConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.inference.base import BaseCaptioner
 from captioner.inference.beam_search import beam_search, sample
+from captioner.inference.familiarity import Familiarity
 from captioner.inference.search_options import CaptionOptions, Hypotheses, SearchOptions
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
@@ -73,7 +74,9 @@ class Captioner(BaseCaptioner):
     def of(cls, run: Any) -> Captioner:
         """The best epoch of an opened `checkpoints.Run`."""
         decoder, encoder = run.load_best()
-        return cls(encoder, decoder, run.vocabulary, run.config.decode)
+        captioner = cls(encoder, decoder, run.vocabulary, run.config.decode)
+        captioner.familiarity = Familiarity.load(run.folder)
+        return captioner
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
         """(n, H, W, 3) pixels of the encoder's size → (n, P, C) float16, as the feature cache holds them."""

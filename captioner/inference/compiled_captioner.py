@@ -23,6 +23,7 @@ import numpy as np
 from captioner.errors import ConfigError, RunError
 from captioner.inference.base import BaseCaptioner
 from captioner.inference.compiled_weights import put_back
+from captioner.inference.familiarity import Familiarity
 from captioner.inference.numpy_beam_search import beam_search
 from captioner.inference.numpy_decoder import NumPyDecoder
 from captioner.inference.search_options import CaptionOptions, Hypotheses
@@ -87,6 +88,7 @@ class CompiledCaptioner(BaseCaptioner):
     def __init__(self, encoder: LiteRTEncoder, decoder: NumPyDecoder, run: Run) -> None:
         self.encoder, self.decoder = encoder, decoder
         self.vocabulary, self.decode = run.vocabulary, run.config.decode
+        self.familiarity = Familiarity.load(run.folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> CompiledCaptioner:

@@ -128,6 +128,9 @@ def _caption_of(said: Mapping[str, Any], path: str) -> Caption:
     fields["alternatives"] = tuple(
         Alternative(**{**other, "words": tuple(other["words"])}) for other in fields["alternatives"]
     )
+    fields["by_language"] = {
+        language: _caption_of(own, own["path"]) for language, own in fields.get("by_language", {}).items()
+    }
     return Caption(**{**fields, "path": path})
 
 

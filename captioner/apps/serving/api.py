@@ -135,6 +135,7 @@ def _answer(name: str, caption: Caption) -> schemas.PictureAnswer:
         return schemas.PictureAnswer(name=name, error=caption.error)
     others = [schemas.Sentence(**_sentence(other)) for other in caption.alternatives]
     answer = schemas.PictureAnswer(name=name, **_sentence(caption), alternatives=others)
+    answer.confidence, answer.unfamiliar = caption.confidence, caption.unfamiliar
     if caption.by_language:
         answer.captions = {
             language: schemas.Sentence(**_sentence(own)) for language, own in caption.by_language.items()

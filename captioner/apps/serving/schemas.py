@@ -140,6 +140,8 @@ class PictureAnswer(BaseModel):
     probability: float | None = Field(None, description="of exactly this sentence, 0 to 1")
     language: str | None = Field(None, description="of the sentence, where the model knows languages")
     captions: dict[str, Sentence] | None = Field(None, description="in each language, if all were asked for")
+    confidence: float | None = Field(None, description="how often such captions were right, 0 to 1")
+    unfamiliar: bool | None = Field(None, description="whether the picture is unlike those learned from")
     alternatives: list[Sentence] | None = None
     words: list[str] | None = Field(None, description="of the caption, as the model has them")
     attention: list[list[list[float]]] | None = Field(

@@ -61,7 +61,8 @@ class Table:
 
     def put(self, name: str, text: str, found: Mapping[str, Any]) -> None:
         """Replaces the captions of a picture; rows with one of the new captions stay as they are."""
-        self._mark_ours()
+        spoken = {one["caption"]: one for one in found.get("captions", {}).values()}
+        self._mark_ours(*(("language",) if "language" in found else ()))
         wanted = dict.fromkeys(text.split("\n"))
         kept = []
         for number in self._index.get(_key(name), ()):
@@ -72,7 +73,8 @@ class Table:
             else:
                 self._rows[number] = None
         for caption in wanted:
-            values = {"score": found.get("score", "")}
+            own = spoken.get(caption, found)
+            values = {name: own.get(name, "") for name in ("score", "language")}
             row = [str(values.get(column.strip().lower(), "")) for column in self._columns]
             row[self._name], row[self._caption] = name, caption
             kept.append(len(self._rows))
@@ -93,11 +95,12 @@ class Table:
             writer.writerows(row for row in self._rows if row is not None)
         self.changed = False
 
-    def _mark_ours(self) -> None:
+    def _mark_ours(self, *more: str) -> None:
         """Adds the column `score` if it is missing: readers of data sets know our rows by their score."""
-        if not any(column.strip().lower() == "score" for column in self._columns):
-            self._columns = [*self._columns, "score"]
-            self._rows = [row and [*row, ""] for row in self._rows]
+        for name in ("score", *more):
+            if not any(column.strip().lower() == name for column in self._columns):
+                self._columns = [*self._columns, name]
+                self._rows = [row and [*row, ""] for row in self._rows]
 
     def _take(self, content: bytes) -> None:
         if not content.strip():

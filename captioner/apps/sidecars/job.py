@@ -261,4 +261,7 @@ def _found(caption: Any) -> CaptionRecord | str:
         return str(caption.error)
     if not caption.text.strip():
         return NO_WORDS
-    return {key: value for key, value in caption.to_dict().items() if key != "path"}
+    found = {key: value for key, value in caption.to_dict().items() if key != "path"}
+    if caption.by_language:  # a line each, as several captions of a picture are written
+        found["caption"] = "\n".join(own.text for own in caption.by_language.values())
+    return found

@@ -22,6 +22,7 @@ from captioner.apps.sidecars.formats import (
     casefold_name,
     names_needing_suffix,
 )
+from captioner.data.xmp import read_xmp, write_xmp
 from captioner.errors import DataError
 
 CAPTIONS = {
@@ -306,3 +307,34 @@ def test_writers_load_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout == "set()\n", done.stdout + done.stderr
+
+
+# Several languages.
+
+IN_TWO = {
+    "caption": "a dog\nein Hund",
+    "score": -1.0,
+    "language": "en",
+    "captions": {
+        "en": {"caption": "a dog", "score": -1.0, "language": "en"},
+        "de": {"caption": "ein Hund", "score": -2.0, "language": "de"},
+    },
+}
+
+
+def test_a_table_has_a_row_for_each_language(tmp_path: Path) -> None:
+    table = Table(tmp_path / "captions.csv")
+    table.put("a.jpg", IN_TWO["caption"], IN_TWO)
+    table.save()
+    rows = (tmp_path / "captions.csv").read_text(encoding="utf-8").splitlines()
+    assert rows == ["file_name,caption,score,language", "a.jpg,a dog,-1.0,en", "a.jpg,ein Hund,-2.0,de"]
+
+
+def test_xmp_has_an_alternative_for_each_language() -> None:
+    pytest.importorskip("lxml")
+    content = write_xmp(b"", IN_TWO["caption"], IN_TWO)
+    again = write_xmp(content, IN_TWO["caption"], IN_TWO)
+    for text in (content.decode(), again.decode()):
+        assert [text.count(f'xml:lang="{name}">') for name in ("x-default", "en", "de")] == [1, 1, 1]
+        assert '<rdf:li xml:lang="de">ein Hund</rdf:li>' in text
+    assert read_xmp(content) == "a dog"

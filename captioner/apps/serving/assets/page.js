@@ -246,6 +246,7 @@ addEventListener("DOMContentLoaded", () => {
            make("p", {class: "name"}, [card.file.name, `${answer.run}, ${answer.seconds} s`].filter(Boolean).join(" · ")),
            caption,
            ...spoken(picture),
+           ...doubt(picture),
            make("p", {class: "tools"}, copying(() => picture.caption), play, ...correcting(card, caption, picture)),
            ranking(picture)),
       make("div", {class: "looks"}, make("h3", {}, "Where it looked for each word"), film),
@@ -270,6 +271,12 @@ addEventListener("DOMContentLoaded", () => {
   function spoken(picture) {
     return Object.entries(picture.captions ?? {}).slice(1).map(
       ([language, one]) => make("p", {class: "caption", lang: language}, one.caption));
+  }
+
+  // What the model says of its own sentence, where that was measured.
+  function doubt(picture) {
+    if (picture.unfamiliar) return [make("p", {class: "reason"}, "Unlike the pictures I learned from: this may be a guess.")];
+    return [];
   }
 
   // Scrolls the film, and only it, until a frame is in view; back to its start without one.
