@@ -124,7 +124,7 @@ def random_captioner(arguments: argparse.Namespace) -> Any:
     from captioner.data.vocabulary import END
     from captioner.inference.captioner import Captioner
     from captioner.models.decoder import CaptionDecoder
-    from captioner.system.hardware import precision
+    from captioner.models.device import find_device
 
     encoder = material.load_encoder(arguments)
     vocabulary = material.vocabulary_of([], arguments.vocabulary)
@@ -132,7 +132,7 @@ def random_captioner(arguments: argparse.Namespace) -> Any:
         DecoderConfig(units=arguments.units),
         vocabulary_size=len(vocabulary),
         channels=encoder.channels,
-        precision=precision("auto"),
+        precision=find_device().precision("auto"),
     )
     weights = decoder.weights_dict()
     weights["word_bias"][END] = -100

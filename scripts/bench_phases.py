@@ -66,11 +66,12 @@ class Phase:
     def __init__(self, arguments: argparse.Namespace, name: str) -> None:
         from captioner.config import load_config
         from captioner.models.decoder import CaptionDecoder
-        from captioner.system.hardware import precision
+        from captioner.models.device import find_device
         from captioner.training.input_pipeline import TokenizedCaptions, TrainingBatches
+        from captioner.training.micro_batches import use_cores_side_by_side
         from captioner.training.optimizers import TrainOptimizer
         from captioner.training.rewards import CaptionReward
-        from captioner.training.train_step import TrainStep, trained_variables, use_cores_side_by_side
+        from captioner.training.train_step import TrainStep, trained_variables
 
         use_cores_side_by_side()
         config = load_config("flickr8k", [f"phases.{name}.augment={str(name == 'finetune').lower()}"])
@@ -85,7 +86,7 @@ class Phase:
             config.decoder,
             vocabulary_size=len(given.vocabulary),
             channels=self.encoder.channels,
-            precision=precision(config.train.precision),
+            precision=find_device().precision(config.train.precision),
         )
         self.variables = trained_variables(phase, decoder, self.encoder)
         updater = TrainOptimizer(phase, self.batches.steps * phase.epochs, *self.variables)

@@ -4,6 +4,7 @@
     python scripts/bench_train.py --data FLICKR8K --weights WEIGHTS     real features and captions
     python scripts/bench_train.py                                       random ones of the same shapes
     python scripts/bench_train.py --grow pictures vocabulary batch      how the cost grows, 1x, 4x, 16x
+    python scripts/bench_train.py --grow micro-batches                  the step in 1, 2, 4, 8, 16 of them
 
 Ours is the training step of the recipe `flickr8k-frozen` with its input pipeline: all five captions a
 picture, 64 pictures a batch, dropout, label smoothing, clipping, Adam and averaged weights. The textbook
@@ -39,13 +40,17 @@ def main() -> int:
     parser.add_argument("--precision", default="auto", help="of ours: auto, float32 or bfloat16")
     parser.add_argument("--steps", type=int, default=10, help="of the textbook a round; default: %(default)s")
     parser.add_argument("--longest", type=int, default=36, help="words of the longest drawn caption")
-    parser.add_argument("--grow", nargs="+", default=[], choices=["pictures", "vocabulary", "batch"])
+    parser.add_argument(
+        "--micro-batches", type=int, default=0, help="of ours; default: as many as pay (one on a GPU)"
+    )
+    axes = ["pictures", "vocabulary", "batch", "micro-batches"]
+    parser.add_argument("--grow", nargs="+", default=[], choices=axes)
     quick = {"encoder": "small_cnn", "pictures": 16, "batch": 8, "units": 32, "embedding": 16, "steps": 1}
     arguments = material.parse(parser, {**quick, "vocabulary": 200, "longest": 6, "rounds": 1})
     if arguments.side:
         return measure.serve(SIDES[arguments.side], arguments)
     found = measure.take_turns(list(SIDES), arguments.rounds)
-    tables = {axis: grow(axis, getattr(arguments, axis)) for axis in arguments.grow}
+    tables = {axis: grow(axis, getattr(arguments, axis.replace("-", "_"))) for axis in arguments.grow}
     report(found["ours"], found["textbook"], found["peak"], tables)
     return 0
 
@@ -95,15 +100,16 @@ def floors(ours: Any, peak: Any) -> list[Any]:
 
 
 def grow(axis: str, start: int) -> list[Any]:
-    """1, 4 and 16 times; from a quarter where that is the usual size."""
+    """1, 4 and 16 times, from a quarter where that is the usual size; micro-batches from one to sixteen."""
     first = max(1, start // 4)
     show = {"captions_per_second": "1/s", "seconds_per_step": "s"}
-    return measure.growth(axis, [first, 4 * first, 16 * first], show)
+    values = [1, 2, 4, 8, 16] if axis == "micro-batches" else [first, 4 * first, 16 * first]
+    return measure.growth(axis, values, show)
 
 
 def ours(arguments: argparse.Namespace) -> tuple[dict[str, Any], measure.Round]:
     """The training step and the batches of the library."""
-    from captioner.training.train_step import use_cores_side_by_side
+    from captioner.training.micro_batches import use_cores_side_by_side
 
     use_cores_side_by_side()
     training = Ours(arguments)
@@ -120,14 +126,14 @@ class Ours:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         from captioner.models.decoder import CaptionDecoder
-        from captioner.system.hardware import precision
+        from captioner.models.device import find_device
         from captioner.training.input_pipeline import TokenizedCaptions, TrainingBatches
         from captioner.training.optimizers import TrainOptimizer
         from captioner.training.train_step import TrainStep, trained_variables
 
         config = recipe(arguments)
         phase = config.phases["decoder"]
-        self.precision = precision(config.train.precision)
+        self.precision = find_device().precision(config.train.precision)
         self.encoder = material.load_encoder(arguments)
         self.material = material.captioned(arguments, self.encoder)
         self.table = TokenizedCaptions(
@@ -181,6 +187,7 @@ def recipe(arguments: argparse.Namespace) -> Any:
 
     decoder = [f"decoder.{name}={getattr(arguments, name)}" for name in ("units", "embedding", "attention")]
     more = [f"train.precision={arguments.precision}", f"phases.decoder.pictures_per_batch={arguments.batch}"]
+    more.append(f"train.micro_batches={arguments.micro_batches}")
     return load_config("flickr8k-frozen", decoder + more)
 
 
@@ -188,7 +195,7 @@ def operations(decoder: Any, cells: int, *, pictures: float, words: float) -> fl
     """Floating-point operations of training on so many real words, from the shapes of the weights.
 
     Matrix products alone, 2 x rows x columns each: once forward and twice back; for the grid, whose CNN
-    is not trained, once back. Nothing is counted for padding, element-wise operations and the optimiser.
+    is not trained, once back. Nothing is counted for padding, element-wise operations and the optimizer.
     """
     P, U = cells, decoder.config.units
     shapes = {v.name: v.shape for v in decoder.trainable_variables if len(v.shape) == 2}
@@ -202,7 +209,7 @@ def operations(decoder: Any, cells: int, *, pictures: float, words: float) -> fl
 
 
 def bytes_of_a_step(updater: Any, *, features: float) -> float:
-    """Bytes that a step must move: features once; each weight, gradient and optimiser's number in and out."""
+    """Bytes that a step must move: features once; each weight, gradient and optimizer's number in and out."""
     numbers = sum(_size(v.shape) for v in updater.variables_trained)
     # Weight read for the products; gradient written and read; weight and two moments read and written.
     per_number = 4 * (1 + 2 + 2 * 3 + (2 if updater.averages else 0))

@@ -31,7 +31,7 @@ KINDS = {
     "reading pictures, batches": ("PyFunc", "Iterator", "Dataset", "RandomUniform", "Projective", "Resize"),
     "random numbers": ("Random", "Rng"),
     "softmax": ("Softmax",),
-    "optimiser": ("ResourceApply", "AssignSub", "AssignAdd", "L2Loss"),
+    "optimizer": ("ResourceApply", "AssignSub", "AssignAdd", "L2Loss"),
     "casts": ("Cast",),
     "moving: slices, transposes, joins, gathers": (
         "Slice",
@@ -182,7 +182,7 @@ def train(arguments: argparse.Namespace) -> tuple[measure.Facts, measure.Round]:
     """Training on cached features."""
     import bench_train
 
-    from captioner.training.train_step import use_cores_side_by_side
+    from captioner.training.micro_batches import use_cores_side_by_side
 
     use_cores_side_by_side()
     training = bench_train.Ours(arguments)

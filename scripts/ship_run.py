@@ -35,7 +35,7 @@ def ship(source: Path, target: Path) -> None:
         shutil.copy(source / DATA, target / DATA)
     for entry in run.history():
         copy.append_history(entry)
-    told = {key: value for key, value in (run.best or {}).items() if key not in ("weights", "fits")}
+    told = {key: value for key, value in (run.best_info() or {}).items() if key not in ("weights", "fits")}
     copy.save_best(decoder, encoder, told, half=True)
 
 

@@ -49,7 +49,7 @@ class Captioner(keras.Model):  # type: ignore[misc]
 
 
 class Training:
-    """The textbook's training step, with its optimiser."""
+    """The textbook's training step, with its optimizer."""
 
     def __init__(self, captioner: Captioner) -> None:
         self.captioner = captioner

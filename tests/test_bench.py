@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +75,29 @@ def test_later_phases() -> None:
     check(line)
     assert line["finetune_share_of_cnn"] == pytest.approx(line["ratio"], rel=1e-2)
     assert -1 < line["reward_costs_more"] < 10
+
+
+@pytest.mark.slow
+def test_one_table_of_a_gpu() -> None:
+    printed, line = run("bench_gpu.py", "--anyway", "--rounds", "1")
+    check(line)
+    assert set(line["benchmarks"]) == {
+        f"bench_{name}.py" for name in ("train", "phases", "features", "decode")
+    }
+    assert all(script in printed for script in line["benchmarks"])
+
+
+def test_a_gpu_is_not_made_up() -> None:
+    pytest.importorskip("tensorflow")
+    command = [sys.executable, str(SCRIPTS / "bench_gpu.py")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    )
+    assert (
+        done.returncode == 2
+        and "TensorFlow sees no GPU" in done.stderr
+        and "tensorflow[and-cuda]" in done.stderr
+    )
 
 
 @pytest.mark.slow

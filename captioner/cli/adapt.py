@@ -178,7 +178,7 @@ def _before_and_after(run: Any, kept: Sequence[Any], language: str | None) -> It
     from captioner.runs.run_folder import START
 
     before = next(entry for entry in run.history() if entry["phase"] == START)
-    after, start = run.best, run.start
+    after, start = run.best_info(), run.start
     new = start["new_words"]
     yield f"{len(new)} new words{': ' + ', '.join(new[:12]) if new else ''}{', …' if len(new) > 12 else ''}"
     yield f"on {len(kept)} pictures kept aside:"

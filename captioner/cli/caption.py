@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from captioner.cli import sharding
 from captioner.cli.arguments import apply_limits, decoding_arguments, limit_arguments
 from captioner.cli.outputs import check_files, force_argument
-from captioner.errors import ConfigError, RunError, unknown_name
+from captioner.errors import ConfigError, unknown_name
 from captioner.system import console
 
 if TYPE_CHECKING:
@@ -171,6 +171,7 @@ def _caption_into_files(arguments: Namespace) -> int:
     from captioner.apps.sidecars.job import caption_folders
     from captioner.apps.sidecars.plan import FolderPlan
     from captioner.runs.locate import find_run
+    from captioner.runs.run_folder import Run
 
     for name in ("json", "attention"):
         if getattr(arguments, name):
@@ -184,7 +185,7 @@ def _caption_into_files(arguments: Namespace) -> int:
         names=_naming(arguments, write),
         force=arguments.force,
         part=sharding.shard_from_args(arguments),
-        job=_job(folder, options),
+        job=Run.open(folder).identity(options),
     )
     plan.check()
     pictures = _gathered(arguments)
@@ -211,23 +212,6 @@ def _naming(arguments: Namespace, write: Sequence[str]) -> str:
     if wanted.note and not arguments.quiet:
         print(f"note: {wanted.note}", file=sys.stderr)
     return wanted.names
-
-
-def _job(folder: Path, options: dict[str, Any]) -> str:
-    """Stands for all that a caption depends on, but for the picture."""
-    from captioner.config import former_key
-    from captioner.runs.run_folder import BEST, Run
-    from captioner.runs.weights import WEIGHTS
-    from captioner.system.files import digest_bytes, digest_file, json_text
-
-    run = Run.open(folder)
-    if run.best is None:
-        raise RunError(f"{folder}: no finished epoch yet; go on with `captioner train … --resume`")
-    decode = run.config.to_dict()["decode"]
-    # Under the names that they had first: what an earlier version captioned is not out of date.
-    settings = {former_key(f"decode.{key}"): value for key, value in decode.items()}
-    parts = [digest_file(folder / BEST / WEIGHTS), run.vocabulary.digest, settings]
-    return digest_bytes(json_text([*parts, options]).encode())[:16]
 
 
 def _print_caption(result: Any, *, as_json: bool, several: bool) -> None:

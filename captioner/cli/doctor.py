@@ -101,12 +101,17 @@ def _gpu() -> Finding:
 
     if shutil.which("nvidia-smi") is None:
         return Finding("GPU", "could", "none found; the processor does it all")
-    command = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    wanted = "name,memory.total,driver_version,compute_cap"
+    command = ["nvidia-smi", f"--query-gpu={wanted}", "--format=csv,noheader"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_GPU_SECONDS, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         return Finding("GPU", "could", f"nvidia-smi fails: {error}", "the driver may need a restart")
-    return Finding("GPU", "good", "; ".join(done.stdout.strip().splitlines()))
+    cards = []
+    for line in done.stdout.strip().splitlines():
+        name, memory, driver, capability = (*(part.strip() for part in line.split(",")), "", "", "", "")[:4]
+        cards.append(f"{name}, {memory}, driver {driver}, compute capability {capability}")
+    return Finding("GPU", "good", "; ".join(cards))
 
 
 def _disk() -> Finding:
@@ -201,10 +206,13 @@ def _tensorflow() -> Finding:
     except Exception as error:  # a broken installation may fail in any way
         return Finding("TensorFlow", "bad", f"cannot be loaded: {error}", _UPGRADE)
     spent = time.monotonic() - began
-    gpus = len(tf.config.list_physical_devices("GPU"))
-    found = f"{tf.__version__}, Keras {version('keras')}, loads in {spent:.1f} s, uses {gpus or 'no'} GPU"
-    if not gpus and shutil.which("nvidia-smi"):
-        return Finding("TensorFlow", "could", found, "pip install 'tensorflow[and-cuda]'")
+    from captioner.models.device import find_device
+
+    device = find_device()
+    found = f"{tf.__version__}, Keras {version('keras')}, loads in {spent:.1f} s, computes on {device}"
+    found += f", products in {device.precision('auto')}"
+    if not device.on_gpu and shutil.which("nvidia-smi"):
+        return Finding("TensorFlow", "could", f"{found}; sees no GPU", "pip install 'tensorflow[and-cuda]'")
     return Finding("TensorFlow", "good", found)
 
 

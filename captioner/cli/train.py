@@ -81,7 +81,7 @@ def run(arguments: Namespace) -> int:
     )
     if run is None:  # one of several workers, and not the first
         return 0
-    best = run.best or {}
+    best = run.best_info() or {}
     print(f"{arguments.run}: {scores_line(best)} on dev, at its best ({epoch_name(best)})")
     print(f"  captioner caption PICTURE --run {arguments.run}")
     data = DataFolder.of(arguments.data[0]).path

@@ -268,6 +268,62 @@ class FeatureCache:
         return _seen_in(self._shards[number].path.with_suffix(".seen"))
 
 
+class Failure(NamedTuple):
+    """A picture that is left out."""
+
+    id: str
+    path: Path
+    reason: str
+
+
+class FeatureStore:
+    """Rows of features by picture id, read from disk as they are asked for.
+
+    Attributes:
+        ids: of the pictures that are there, in the order of the records.
+        failures: pictures that could not be read.
+        folder: where the cache is.
+        fingerprint: hex digest of what the rows depend on.
+        shape: (P, C) of one picture.
+
+    Example:
+        >>> store = extract(records, load_encoder("mobilenet_v2"))  # doctest: +SKIP
+        >>> store.read(store.ids[:16]).shape  # doctest: +SKIP
+        (16, 49, 1280)
+    """
+
+    def __init__(
+        self, shards: FeatureCache, locations: dict[str, Location], *, failures: Sequence[Failure] = ()
+    ) -> None:
+        self._shards = shards
+        self._locations = locations
+        self.ids = tuple(locations)
+        self.failures = list(failures)
+        self.folder = shards.folder
+        self.fingerprint = shards.fingerprint
+        self.shape = shards.shape
+
+    def __contains__(self, picture: object) -> bool:
+        return picture in self._locations
+
+    def __len__(self) -> int:
+        return len(self._locations)
+
+    def read(self, ids: Sequence[str]) -> np.ndarray:
+        """(n, P, C) float16, in the order asked; a copy. Any number of threads may read at once.
+
+        Raises:
+            CacheError: an id that is not there, or a damaged row.
+        """
+        try:
+            locations = [self._locations[picture] for picture in ids]
+        except KeyError as error:
+            raise CacheError(
+                f'picture "{error.args[0]}" is not among the {len(self)} whose features were extracted'
+            ) from None
+        return self._shards.read(locations)
+
+
 def cache_base() -> Path:
     """Where what can be computed or fetched again is kept: $CAPTIONER_CACHE, or ~/.cache/captioner."""
     return Path(os.environ.get("CAPTIONER_CACHE") or Path.home() / ".cache" / "captioner")

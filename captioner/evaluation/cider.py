@@ -34,8 +34,6 @@ class CiderD:
 
     Args:
         references: for each picture its references, each a sequence of words.
-        document_frequencies: references of another set, to count on in how many pictures an n-gram occurs;
-            those of `references` when not given.
 
     Raises:
         DataError: a picture without references.
@@ -46,22 +44,15 @@ class CiderD:
     (1000, 0)
     """
 
-    def __init__(
-        self,
-        references: Sequence[Sequence[Words]],
-        *,
-        document_frequencies: Sequence[Sequence[Words]] | None = None,
-    ) -> None:
+    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
         check_references(references)
-        counted = references if document_frequencies is None else document_frequencies
-        words = (word for captions in (*references, *counted) for caption in captions for word in caption)
+        words = (word for captions in references for caption in captions for word in caption)
         self._ids = {word: index for index, word in enumerate(dict.fromkeys(words))}
         self._counts = np.array([len(captions) for captions in references], np.int64)
         self._first = np.cumsum(self._counts) - self._counts  # row of each picture's first reference
         flat = _Flat.of(references, self._ids)
-        counted_flat = flat if counted is references else _Flat.of(counted, self._ids)
         self._bigrams = flat.bigrams
-        self._tables = [_NgramTable.build(flat, counted_flat, order) for order in _ORDERS]
+        self._tables = [_NgramTable.build(flat, order) for order in _ORDERS]
 
     def scores(
         self, hypotheses_per_picture: Sequence[Sequence[Words]], *, pictures: Sequence[int] | None = None
@@ -169,14 +160,14 @@ class _NgramTable:
     norms: np.ndarray  # (R,) Euclidean norm of each reference's weights
 
     @classmethod
-    def build(cls, references: _Flat, counted: _Flat, order: int) -> _NgramTable:
-        """From `references` to compare with, and `counted`, whose pictures say how rare an n-gram is."""
-        rows, row_keys, counts = _tally(*references.ngrams(order))
-        counted_rows, counted_keys = counted.ngrams(order)
-        _, picture_keys, _ = _tally(counted.groups[counted_rows], counted_keys)
+    def build(cls, references: _Flat, order: int) -> _NgramTable:
+        """From the references to compare with, whose pictures also say how rare an n-gram is."""
+        all_rows, all_keys = references.ngrams(order)
+        rows, row_keys, counts = _tally(all_rows, all_keys)
+        _, picture_keys, _ = _tally(references.groups[all_rows], all_keys)
         known_keys, frequencies = np.unique(picture_keys, return_counts=True)
         keys = np.union1d(known_keys, row_keys)
-        rarity = np.full(len(keys) + 1, math.log(max(1, counted.pictures)))
+        rarity = np.full(len(keys) + 1, math.log(max(1, references.pictures)))
         rarity[np.searchsorted(keys, known_keys)] -= np.log(frequencies)
         ngrams = np.searchsorted(keys, row_keys)
         weights = counts * rarity[ngrams]

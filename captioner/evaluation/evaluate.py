@@ -23,6 +23,7 @@ from typing import Any
 
 from captioner.config import DecodeConfig
 from captioner.data.datasets import CaptionedImage, Split, languages_of, load_split, training_captions
+from captioner.data.feature_cache import FeatureStore
 from captioner.errors import ConfigError, DataError
 from captioner.evaluation.caption_files import write_coco_results
 from captioner.evaluation.metrics import protocol
@@ -30,7 +31,7 @@ from captioner.evaluation.scoring import Evaluation, score_with_chance, together
 from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.search_options import ALL_LANGUAGES, CaptionOptions
-from captioner.models.feature_extraction import FeatureStore, extract
+from captioner.models.feature_extraction import extract
 from captioner.runs.run_folder import Run
 from captioner.system import console
 from captioner.system.files import atomic_write, json_text, write_json
@@ -214,7 +215,7 @@ def _caption(
 
 def _setting(source: _Source, plan: EvaluationOptions, wanted: CaptionOptions) -> dict[str, Any]:
     options = source.captioner.search_options(wanted)
-    best = source.run.best or {}
+    best = source.run.best_info() or {}
     return {
         "split": plan.split + (" (drawn from the seed)" if source.split.made else ""),
         **({"language": source.language} if source.language else {}),

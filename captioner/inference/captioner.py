@@ -4,8 +4,10 @@ In: a run folder, and pictures as `images.read_image` takes them, or the feature
 `Caption` each, in the order given; a picture that cannot be used becomes a `Caption` with an `error` and
 moves no other. Reads the run folder and the pictures; writes nothing.
 
-A picture gets the same caption alone as among others, to the last bit: the CNN and the search always run on
-batches of one size (the last is filled up). Features pass through float16, as they do in the feature cache.
+A picture gets the same caption alone as among others: the same words, and scores to 1e-5. The CNN and the
+search always run on batches of one size (the last is filled up); where in a batch a picture stands may change
+the last bits of its products on processors without AVX-512. Features pass through float16, as they do in the
+feature cache.
 """
 
 from __future__ import annotations

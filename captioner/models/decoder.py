@@ -1,15 +1,15 @@
 """The network that writes: attention over the picture's grid and a GRU, one word after another.
 
-A grid (B, P, C) and the words so far go in, the logits of the next word come out. Dimension letters of the
-whole project:
+In: a grid (B, P, C) and the words so far. Out: the logits of the next word. Dimension letters of the whole
+project:
 
     B pictures    P cells of the grid   C channels of a cell   R captions a picture    K beams (R, decoding)
     T words       V vocabulary          U state units          E embedding             N rows: B * K
     H heads       A attention units     D context units        M words of a batch      S see attention_gru.py
 
-The picture is projected once (`project_memory`), whatever the number of captions or words. Training runs all
-words at once (`packed_forward`), search goes word by word (`step`); both use `AttentionGRUCell.step`, and a
-test holds them to 1e-5.
+`CaptionDecoder.call` is the network in its plainest form: project the picture, then one `step` a word. Search
+uses the same `step`. Training uses `layers.packed_forward`, which computes all words of a batch at once; a
+test holds it to the plain loop, outputs to 1e-5 and gradients likewise.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ import tensorflow as tf
 
 from captioner.config import DecoderConfig
 from captioner.errors import RunError
-from captioner.models.layers.attention_gru import AttentionGRUCell, Tensor, Weights
-from captioner.models.layers.mixed_precision import CastedWeights, append_bias_columns, dense
-from captioner.models.layers.packed_captions import DenseRows, Layout, Packed
+from captioner.models.layers.attention_gru import AttentionGRUCell, StepWeights, Tensor
+from captioner.models.layers.mixed_precision import CastedWeights, dense
+from captioner.models.layers.packed_captions import DenseRows
 from captioner.models.regularizers import load_regularizer
 
 
 class Memory(NamedTuple):
-    """A picture as the decoder sees it: keys (B, H, P, A/H), values (B, H, P, D/H), mean (B, C)."""
+    """Pictures projected for attention: keys (B, H, P, A/H), values (B, H, P, D/H), mean (B, C)."""
 
     keys: Tensor
     values: Tensor
@@ -52,6 +52,8 @@ class CaptionDecoder(keras.Model):
     >>> logits, state, attention = decoder.step(np.array([2, 2]), decoder.initial_state(memory), memory)
     >>> logits.shape, state.shape, attention.shape
     (TensorShape([2, 6]), TensorShape([2, 8]), TensorShape([2, 5]))
+    >>> decoder((np.ones((2, 5, 3), "float32"), np.full((2, 1, 7), 4))).shape
+    TensorShape([2, 1, 7, 6])
     """
 
     def __init__(
@@ -90,18 +92,29 @@ class CaptionDecoder(keras.Model):
         self.word_bias = self._vector("word_bias", V)
         self.built = True
 
+    def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+        """Teacher-forced logits (B, R, T, V) of features (B, P, C) and words_in (B, R, T)."""
+        features, words_in = inputs
+        B, R = words_in.shape[:2]
+        memory = self.project_memory(features)
+        step = self.make_step_fn(memory)
+        state = tf.repeat(self.initial_state(memory), R, axis=0)  # (B * R, U)
+        logits = []
+        for words in tf.unstack(words_in, axis=2):  # (B, R)
+            of_word, state, _ = step(tf.reshape(words, [-1]), state)
+            logits.append(tf.reshape(of_word, [B, R, self.vocabulary_size]))
+        return tf.stack(logits, 2)
+
     # The picture, once.
 
-    def project_memory(self, features: Tensor, seed: Tensor | None = None) -> Memory:
-        """Project the grids (B, P, C); `seed` (2,) int32 switches dropout on."""
-        features = tf.cast(features, tf.float32)
-        if self.config.l2_normalize_features:
-            features = tf.math.l2_normalize(features, -1) * self.channels**0.5
-        if seed is not None:  # whole channels, so that no neighbouring cell gives the dropped number away
-            kept = _dropout(
-                tf.ones([tf.shape(features)[0], 1, self.channels]), self.config.grid_dropout, seed, 0
-            )
-            features *= kept
+    def project_memory(self, features: Tensor, *, normalized: bool = False) -> Memory:
+        """Projects the grids (B, P, C) to attention keys and values, whatever the number of captions.
+
+        Args:
+            features: of the encoder.
+            normalized: they are what `normalize` gave.
+        """
+        features = features if normalized else self.normalize(features)
         A, cells = self.config.units, tf.shape(features)[1]
         parts = []
         # The kernel is cut, not the larger product.
@@ -120,11 +133,18 @@ class CaptionDecoder(keras.Model):
             part.set_shape([None, None, static, None])
         return Memory(keys, values, tf.reduce_mean(features, 1))
 
+    def normalize(self, features: Tensor) -> Tensor:
+        """Features as float32; every cell of the same length, if the configuration asks for it."""
+        features = tf.cast(features, tf.float32)
+        if self.config.l2_normalize_features:
+            features = tf.math.l2_normalize(features, -1) * self.channels**0.5
+        return features
+
     def initial_state(self, memory: Memory) -> Tensor:
         """(B, U): the state before the first word, from the mean of the grid."""
         return tf.tanh(dense(memory.mean, self.casted_weights.cast(self.start_kernel), self.start_bias))
 
-    # StepActivations by word, for search.
+    # Word by word.
 
     def step(self, words: Tensor, state: Tensor, memory: Memory) -> tuple[Tensor, Tensor, Tensor]:
         """The next word's logits for K captions of each of B pictures.
@@ -141,11 +161,11 @@ class CaptionDecoder(keras.Model):
         return self.make_step_fn(memory)(words, state)
 
     def make_step_fn(self, memory: Memory) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """`step` for a search over these pictures; what stays from word to word is made here, once."""
+        """`step` for these pictures; what stays the same from word to word is computed here, once."""
         B = tf.shape(memory.keys)[0]
         keys, values = (tf.cast(x, self.casted_weights.dtype) for x in memory[:2])
-        weights, bias = self._weights(), self._gate_bias()
-        kernels = (self.input_kernel, self.output_kernel, self._word_matrix())
+        weights, bias = self.step_weights(), self.gate_bias()
+        kernels = (self.input_kernel, self.output_kernel, self.word_matrix())
         inner, outer, word = (self.casted_weights.cast(x) for x in kernels)
 
         def step(words: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -163,74 +183,38 @@ class CaptionDecoder(keras.Model):
 
         return step
 
-    # All words at once, for training.
+    # Weights.
 
-    def call(
-        self, inputs: tuple[Tensor, Tensor], training: bool = False, seed: Tensor | None = None
-    ) -> Tensor:
-        """Teacher-forced logits (B, R, T, V) of features (B, P, C) and words_in (B, R, T).
+    def word_matrix(self) -> Any:
+        """The output matrix, (O, V), or (V, E) where it is the embedding."""
+        return self.embedding if self.word_kernel is None else self.word_kernel
 
-        Zero after a caption's end. Pictures that stand longest caption first run fastest; any order is right.
-        """
-        features, words_in = inputs
-        weights = tf.cast(tf.not_equal(words_in, 0), tf.float32)
-        real = self.packed_forward((features, words_in), words_in, weights, seed if training else None)
-        B, R, T = (tf.shape(words_in)[i] for i in range(3))
-        where = tf.reverse(real.rows, [1])  # (M, 2): caption, word
-        logits = tf.where(real.weights[:, None] != 0, real.logits, 0)
-        dense = tf.scatter_nd(where, logits, [B * R, T, self.vocabulary_size])
-        return tf.reshape(dense, [B, R, T, self.vocabulary_size])
+    def step_weights(self) -> StepWeights:
+        """The matrices of one step, in the dtype of the products."""
+        score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
+        matrices = [self.casted_weights.cast(x) for x in (self.state_kernel, self.context_kernel)]
+        return StepWeights(matrices[0], self.state_bias[-self.config.units :], matrices[1], score)
 
-    def packed_forward(
-        self, inputs: tuple[Tensor, Tensor], words_out: Tensor, weights: Tensor, seed: Tensor | None = None
-    ) -> Packed:
-        """What gives the logits of the real words, those whose target has a weight.
-
-        Args:
-            inputs: features (B, P, C) and words_in (B, R, T), 0 after a caption's end.
-            words_out: (B, R, T) the words to be written.
-            weights: (B, R, T), 0 after a caption's end, and for captions to be left out.
-            seed: (2,) int32 of this step's dropout; None: no dropout.
-        """
-        features, words_in = inputs
-        memory = self.project_memory(features, seed)
-        by_word = [tf.transpose(x, [2, 0, 1]) for x in (words_in, words_out, weights)]  # (T, B, R)
-        layout = Layout(by_word[2])
-        rows, positions = layout.rows(), layout.picture_rows()
-        captions = [tf.reshape(x, [tf.shape(x)[0], -1]) for x in by_word]  # (T, B * R)
-        words, targets, kept = (tf.gather_nd(x, rows) for x in captions)  # (S,)
-
-        embedded = tf.gather(self.embedding, words)  # (S, E)
-        embedded = _dropout(embedded, self.config.dropout, seed, 1)
-        kernel = self.casted_weights.with_bias(self.input_kernel, self._gate_bias())
-        gates = tf.matmul(tf.cast(append_bias_columns(embedded), kernel.dtype), kernel)  # (S, 3U)
-        start = tf.gather(self.initial_state(memory), layout.order // layout.R)  # (B * R, U)
-        states, contexts, attention = self.cell.unroll(gates, layout, start, memory[:2], self._weights())
-
-        both = tf.concat([tf.cast(states, self.casted_weights.dtype), contexts], -1)  # (S, U + D)
-        outputs = dense(both, self.casted_weights.cast(self.output_kernel), self.output_bias)
-        outputs = _dropout(outputs, self.config.dropout, seed, 2)  # (S, O)
-        on = tf.cast(tf.gather_nd(by_word[2], positions) != 0, tf.float32)  # (L, R)
-        looks = tf.reduce_mean(attention, 1) * on[..., None]  # (L, R, P)
-        if self.sentinel is not None:
-            looks = looks[..., :-1]
-        tied, bias = self.word_kernel is None, tf.convert_to_tensor(self.word_bias)
-        matrix = self.casted_weights.with_bias(self._word_matrix(), bias, transposed=tied)
-        return Packed(append_bias_columns(outputs), matrix, tied, targets, kept, rows, looks, positions)
-
-    # Weights as plain arrays.
+    def gate_bias(self) -> Tensor:
+        """(3U,): what is added before the gates; only the candidate's state side has a bias of its own."""
+        U = self.config.units
+        return self.input_bias + tf.concat([self.state_bias[: 2 * U], tf.zeros([U])], 0)
 
     def init_output_bias(self, counts: np.ndarray) -> None:
-        """Let the untrained decoder write words as often as captions do; `counts` (V,), 0: hardly ever."""
+        """Sets the output bias so that the untrained decoder writes words as often as captions do.
+
+        Args:
+            counts: (V,) of the words in the training captions; 0: hardly ever.
+        """
         shares = np.maximum(counts, 1e-2) / max(counts.sum(), 1)
         self.word_bias.assign(np.log(shares).astype("float32"))
 
     def weights_dict(self) -> dict[str, np.ndarray]:
-        """Every weight by name."""
+        """All weights by name, float32."""
         return {v.name: np.asarray(v) for v in self.variables}
 
     def load_weights_dict(self, arrays: dict[str, np.ndarray]) -> None:
-        """Set every weight; names and shapes must be this decoder's.
+        """Sets all weights; names and shapes must be this decoder's.
 
         Raises:
             RunError: one is missing, unknown or of another shape.
@@ -248,21 +232,6 @@ class CaptionDecoder(keras.Model):
         for name, variable in mine.items():
             variable.assign(arrays[name].astype("float32"))
 
-    # Helpers.
-
-    def _word_matrix(self) -> Any:
-        return self.embedding if self.word_kernel is None else self.word_kernel
-
-    def _weights(self) -> Weights:
-        score = tf.zeros([1]) if self.score is None else tf.convert_to_tensor(self.score)[:, 0]
-        matrices = [self.casted_weights.cast(x) for x in (self.state_kernel, self.context_kernel)]
-        return Weights(matrices[0], self.state_bias[-self.config.units :], matrices[1], score)
-
-    def _gate_bias(self) -> Tensor:
-        """(3U,): what is added before the gates; only the candidate's state side has a bias of its own."""
-        U = self.config.units
-        return self.input_bias + tf.concat([self.state_bias[: 2 * U], tf.zeros([U])], 0)
-
     def _matrix(self, name: str, rows: int, columns: int, scale: float = 0.0) -> Any:
         self._seed += 1
         glorot = keras.initializers.GlorotUniform(seed=self._seed)
@@ -278,18 +247,3 @@ class CaptionDecoder(keras.Model):
 
     def _vector(self, name: str, size: int) -> Any:
         return self.add_weight(shape=(size,), initializer="zeros", name=name)
-
-
-def _dropout(x: Tensor, rate: float, seed: Tensor | None, place: int) -> Tensor:
-    """Stateless dropout: the mask depends on (seed, place) alone, so a resumed run repeats it.
-
-    A random byte decides over each number, so the rate is rounded to a 256th.
-    """
-    dropped = min(round(rate * 256), 255)
-    if seed is None or dropped == 0:
-        return x
-    size = tf.size(x)
-    drawn = tf.random.stateless_uniform([size // 4 + 1], seed + [0, place * 7919], None, None, tf.uint32)
-    drawn = tf.reshape(tf.reshape(tf.bitcast(drawn, tf.uint8), [-1])[:size], tf.shape(x))
-    kept = tf.cast(drawn >= tf.constant(dropped, tf.uint8), tf.float32)
-    return x * (kept * (256 / (256 - dropped)))

@@ -106,7 +106,7 @@ def _installed(name: str) -> Path:
 
 
 def _convolution(x: Any, channels: int, kernel: int, stride: int, name: str, *, linear: bool = False) -> Any:
-    """Conv, batch normalisation, ReLU6; `channels` 0: one kernel a channel."""
+    """Conv, batch normalization, ReLU6; `channels` 0: one kernel a channel."""
     options = {"padding": "same", "use_bias": False, "name": name}
     if channels:
         x = keras.layers.Conv2D(channels, kernel, stride, **options)(x)

@@ -3,7 +3,7 @@
 In: pixels 0..255, (B, H, W, 3), RGB, uint8 or float. Out: (B, P, C) float32, P = h * w cells, row by row.
 Reads weight files (`.weights.h5`, `.h5`, `.safetensors`, `.pth`); writes none.
 
-Trained weights are held folded: a batch normalisation right after a convolution is multiplied into its
+Trained weights are held folded: a batch normalization right after a convolution is multiplied into its
 kernel and bias, which is exact in inference mode (cached features, fine-tuning with fixed statistics) and
 takes half the time. `weights_dict` and `digest` are those of the folded arrays. An encoder without weights
 keeps its batch normalisations, so that they can be learnt; its arrays have other names.
@@ -26,19 +26,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from captioner.errors import EncoderError, load_object, unknown_name
-from captioner.models.backbones import (
-    ENCODERS,
-    HUB,
-    EncoderSpec,
-    fold_batch_norm,
-    foldable,
-    initialize,
-    rewrite,
-    stable_layer_names,
-)
+from captioner.models.backbones import ENCODERS, HUB, EncoderSpec
+from captioner.models.device import find_device
 from captioner.models.efficientnet_lite import read_weights
+from captioner.models.graph_rewrite import foldable, initialize, rewrite, stable_layer_names
 
-__all__ = ["ENCODERS", "Encoder", "EncoderSpec", "fold_batch_norm", "load_encoder"]
+__all__ = ["ENCODERS", "Encoder", "EncoderSpec", "load_encoder"]
 
 
 class Encoder:
@@ -118,15 +111,16 @@ class Encoder:
         return self._encode[pixels.dtype](pixels)
 
     def _encode_halves(self, pixels: Any) -> Any:
-        # Two halves side by side: operations too small for several cores get one each.
         pixels = tf.cast(pixels, tf.float32)
+        if find_device().encoder_halves == 1:
+            return self.encode_graph(pixels)
         half = tf.maximum(tf.shape(pixels)[0] // 2, 1)
         first = self.encode_graph(pixels[:half])
         rest = tf.cond(tf.shape(pixels)[0] > 1, lambda: self.encode_graph(pixels[half:]), lambda: first[:0])
         return tf.concat([first, rest], 0)
 
     def encode_graph(self, pixels: Any) -> Any:
-        """What `encode` computes, (B, H, W, 3) → (B, P, C), for use inside a graph."""
+        """What `encode` computes, (B, H, W, 3) → (B, P, C), inside the caller's graph."""
         pixels = tf.cast(pixels, tf.float32)
         if self.flip_augmented:
             pixels = tf.concat([pixels, pixels[:, :, ::-1]], 0)
@@ -153,7 +147,7 @@ class Encoder:
     def load_weights_dict(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Takes over arrays from `weights_dict` of an encoder of this name and size.
 
-        Where their batch normalisation is folded and this encoder's is not, or the other way round, `model`
+        Where their batch normalization is folded and this encoder's is not, or the other way round, `model`
         is replaced by one of their form: load before anything else takes hold of the model.
 
         Raises:
@@ -187,7 +181,7 @@ def load_encoder(
             `.safetensors` with the arrays of `weights_dict`, also a run's `best/weights.safetensors`, or the
             `.pth` of an EfficientNet-Lite.
         size: height and width of the input in pixels; 0 takes the table's.
-        flip_augmented: look at the mirror image too.
+        flip_augmented: encode the mirror image too: twice the cells.
         seed: for "none".
         architecture: `Encoder.architecture`, as a run has kept it, in place of the preset.
 
@@ -296,11 +290,11 @@ def _from_arrays(
 
 
 def _model_for(spec: EncoderSpec, size: int, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The model, folded unless `arrays` holds the moving averages of a normalisation that would be folded."""
+    """The model, folded unless `arrays` holds the moving averages of a normalization that would be folded."""
     bare = _bare(spec, None, size)
     folded = foldable(bare)
     names = stable_layer_names(bare)
-    kept = any(f"{names[normalisation.name]}/moving_mean" in arrays for normalisation in folded.values())
+    kept = any(f"{names[normalization.name]}/moving_mean" in arrays for normalization in folded.values())
     return rewrite(bare, preprocessing=spec.preprocessing, folded={} if kept else folded)
 
 

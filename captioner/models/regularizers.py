@@ -21,7 +21,7 @@ REGULARIZERS: dict[str, Callable[[float], Any]] = {
 
 
 def load_regularizer(name: str, strength: float) -> Any:
-    """A Keras regulariser; one's own as `"package.module:name"`, called with the strength."""
+    """A Keras regularizer; one's own as `"package.module:name"`, called with the strength."""
     if ":" in name:
         try:
             regularizer = load_object(name, "regularizer")(strength)

@@ -7,8 +7,8 @@
     data.json            name and size of the data set, for people
     history.jsonl        one JSON object an epoch
     log.txt, loss.png    what training said, and its curves
-    latest/              what `--resume` goes on from (see latest.py)
-    best/                decoder and encoder of the best epoch, and which epoch that is (see best.py)
+    latest/              what `--resume` goes on from (see training/checkpoints.py)
+    best/                decoder and encoder of the best epoch, and which epoch that is (see weights.py)
     start/               the same of the run that training began with, grown by new words, if it did
 
 Nothing in it points outside, so a run can be moved and given away. No file is pickled or runs code. Each file
@@ -17,6 +17,7 @@ is written beside its place and renamed, and checked against its digest when ope
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,11 +26,20 @@ from typing import Any
 
 import numpy as np
 
-from captioner.config import Config
+from captioner.config import Config, former_key
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
-from captioner.runs.weights import read_best, read_info, save_best, select_prefix
-from captioner.system.files import append_line, json_text, lock, read_json_lines, remove_leftovers, write_json
+from captioner.runs.weights import WEIGHTS, file_stamps, read_best, read_info, save_best, select_prefix
+from captioner.system.files import (
+    append_line,
+    digest_bytes,
+    digest_file,
+    json_text,
+    lock,
+    read_json_lines,
+    remove_leftovers,
+    write_json,
+)
 from captioner.system.manifest import REMEDY, check, entries, read_manifest, write_manifest
 from captioner.version import __version__
 
@@ -60,6 +70,7 @@ class Run:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._checked: tuple[Any, dict[str, Any] | None] | None = None
         content = _read_config(folder)
         check(folder, content["files"])
         self.config = Config.from_dict(content["config"], source=str(folder / CONFIG))
@@ -121,12 +132,12 @@ class Run:
             raise RunError(_not_a_run(folder))
         run = cls(folder)
         if weights:
-            _ = run.best  # read and checked
+            run.best_info()  # read and checked
         return run
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """Keeps the folder for one training, and clears away what a killed one left half-written.
+        """Locks the folder for one training, and removes the half-written files of a killed one.
 
         Raises:
             RunError: another process is training in it.
@@ -137,7 +148,7 @@ class Run:
             yield
 
     def replace_config(self, config: Config) -> None:
-        """Keeps another configuration from now on: longer training, another optimiser; never another network.
+        """Replaces the configuration: longer training, another optimizer; never another network.
 
         Raises:
             ConfigError: a part differs that the run's weights or words depend on.
@@ -160,11 +171,11 @@ class Run:
     # History.
 
     def append_history(self, entry: Mapping[str, Any]) -> None:
-        """Adds what one epoch gave; `phase` and `epoch` say which."""
+        """Appends the scores of one epoch; `phase` and `epoch` name it."""
         append_line(self.folder / HISTORY, json_text(entry))
 
     def history(self) -> list[dict[str, Any]]:
-        """What each epoch gave, in order; one that a resumed training did again counts as last done."""
+        """The scores of each epoch, in order; of an epoch that was trained again after a resume, the last."""
         history: list[dict[str, Any]] = []
         for entry in read_json_lines(self.folder / HISTORY):
             known = [_epoch(earlier) for earlier in history]
@@ -175,18 +186,39 @@ class Run:
 
     # The best weights.
 
-    @property
-    def best(self) -> dict[str, Any] | None:
+    def best_info(self) -> dict[str, Any] | None:
         """What `save_best` was told of the best epoch; None before there is one.
+
+        The weights are read and checked when this is first called, and again when their files have changed.
 
         Raises:
             RunError: a file of it is missing or damaged, or it belongs to another vocabulary or encoder.
         """
-        info = read_info(self.folder / BEST)
-        return self._fitting(info) if info else None
+        stamps = file_stamps(self.folder / BEST)
+        if self._checked is None or self._checked[0] != stamps:
+            info = read_info(self.folder / BEST)
+            self._checked = (stamps, self._fitting(info) if info else None)
+        return copy.deepcopy(self._checked[1])
+
+    def identity(self, options: Mapping[str, Any]) -> str:
+        """Stands for all that a caption depends on, but for the picture: 16 hex digits.
+
+        Args:
+            options: those of `captioner caption` that differ from the run's configuration.
+
+        Raises:
+            RunError: no epoch is finished yet.
+        """
+        if self.best_info() is None:
+            raise RunError(f"{self.folder}: no finished epoch yet; go on with `captioner train … --resume`")
+        decode = self.config.to_dict()["decode"]
+        # Under the names that they had first: what an earlier version captioned is not out of date.
+        settings = {former_key(f"decode.{key}"): value for key, value in decode.items()}
+        parts = [digest_file(self.folder / BEST / WEIGHTS), self.vocabulary.digest, settings, options]
+        return digest_bytes(json_text(parts).encode())[:16]
 
     def save_best(self, decoder: Any, encoder: Any, info: Mapping[str, Any], *, half: bool = False) -> None:
-        """Keeps these weights as the best; a crash leaves the old ones or the new ones, whole.
+        """Saves these weights as the best; after a crash either the old or the new ones are there, complete.
 
         Args:
             decoder: anything with `weights_dict()`.
@@ -266,7 +298,7 @@ class Run:
             "splits": {name: len(ids) for name, ids in (self.seeded_splits or {}).items()},
             "epochs": len(history),
             "last": history[-1] if history else None,
-            "best": self.best,
+            "best": self.best_info(),
             "checkpoints": [name.removesuffix(".index") for name in sizes if name.endswith(".index")],
             "files": sizes,
             "bytes": sum(sizes.values()),
@@ -308,6 +340,20 @@ class Run:
                     f"trained with another ({fits[side]}); {REMEDY}"
                 )
         return best
+
+    def check_first_weights(self, encoder: Any) -> None:
+        """Checks that a training goes on with the encoder that it began with.
+
+        Raises:
+            RunError: its weights are others.
+        """
+        began = self.encoder_info.get("digest")
+        if began and encoder.digest != began:
+            raise RunError(
+                f"{self.folder / ENCODER}: the training began with other weights of {encoder.name} (digest "
+                f"{began}) than encoder.weights gives now ({encoder.digest}); resume with the first ones, or "
+                "train in another folder"
+            )
 
     def _check_encoder(self, encoder: Any) -> None:
         info = self.encoder_info

@@ -59,6 +59,18 @@ def read_info(folder: Path) -> dict[str, Any] | None:
     return _verified(folder)[1] if _begun(folder) else None
 
 
+def file_stamps(folder: Path) -> tuple[Any, ...]:
+    """What tells whether the files in `folder` are still those that were checked."""
+    found = []
+    for name in (WEIGHTS, INFO, PENDING_MANIFEST):
+        try:
+            status = (folder / name).stat()
+            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
+        except OSError:
+            found.append((0, 0, 0))
+    return tuple(found)
+
+
 def read_best(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
     """The arrays by name, floating ones as float32, and what is known of them; else as `read_info`."""
     if not _begun(folder):
@@ -80,12 +92,12 @@ def arrays_in(content: bytes, path: Path) -> dict[str, np.ndarray]:
 
 
 def select_prefix(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """Those whose names start with `prefix`, by the rest of the name."""
+    """The arrays whose names start with `prefix`, named without it."""
     return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def floats(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same, floating ones as float32."""
+    """The arrays, floating-point ones as float32."""
     return {name: _floats(array, np.float32) for name, array in arrays.items()}
 
 
@@ -95,7 +107,7 @@ def _begun(folder: Path) -> bool:
 
 
 def _verified(folder: Path) -> tuple[bytes, dict[str, Any], str]:
-    """The weights file, the manifest that it agrees with, and that one's name."""
+    """The content of the weights file, the manifest whose digest it has, and the name of that manifest."""
     problem: RunError | None = None
     # Once more at the end: a training may be renaming next.json while we look.
     for name in (INFO, PENDING_MANIFEST, INFO):
@@ -108,7 +120,7 @@ def _verified(folder: Path) -> tuple[bytes, dict[str, Any], str]:
 
 
 def _finish_interrupted_save(folder: Path) -> None:
-    """Ends what a killed `save_best` began: next.json becomes best.json if its weights are there, or goes."""
+    """Completes or undoes an interrupted `save_best`: next.json becomes best.json, or is removed."""
     if not (folder / PENDING_MANIFEST).exists():
         return
     with suppress(RunError):

@@ -13,7 +13,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -161,8 +161,12 @@ def read_json_lines(path: str | Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def lock(folder: str | Path) -> Iterator[None]:
+def lock(folder: str | Path, *, waiting: Callable[[], None] | None = None) -> Iterator[None]:
     """Keeps a folder for this process; the lock goes with the process, however it ends.
+
+    Args:
+        folder: made if it is not there.
+        waiting: called once where another process holds the folder; then this waits for it. None: an error.
 
     Raises:
         RunError: another process holds the folder.
@@ -173,7 +177,13 @@ def lock(folder: str | Path) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         if fcntl is not None:
-            _take(descriptor, folder)
+            try:
+                _take(descriptor, folder)
+            except RunError:
+                if waiting is None:
+                    raise
+                waiting()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

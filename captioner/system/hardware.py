@@ -25,9 +25,15 @@ def processor_flags() -> frozenset[str]:
 
 
 def precision(wanted: str) -> str:
-    """`float32` or `bfloat16` for matrix products; `auto`: bfloat16 where the processor multiplies in it."""
+    """`float32` or `bfloat16` for matrix products; `auto`: bfloat16 where the processor multiplies in it.
+
+    $ONEDNN_MAX_CPU_ISA, which holds TensorFlow's products to fewer instructions, holds this choice too.
+    """
     if wanted != "auto":
         return wanted
+    held_to = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    if held_to not in ("", "ALL", "DEFAULT") and "BF16" not in held_to and "AMX" not in held_to:
+        return "float32"
     return "bfloat16" if processor_flags() & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 

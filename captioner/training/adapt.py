@@ -20,10 +20,13 @@ from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
 from captioner.models.layers.attention_gru import Tensor
+from captioner.models.layers.dropout import BatchDropout
+from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
-from captioner.training.losses import divergence
+from captioner.training.losses import add_up, divergence
+from captioner.training.micro_batches import by_position, split_micro_batches
 from captioner.training.optimizers import TrainOptimizer
-from captioner.training.train_step import StepStats, TrainStep, split_micro_batches, stats_of, sums_of
+from captioner.training.train_step import StepStats, TrainStep, stats_of
 
 SAMPLES = 2  # captions of the start's a picture
 DRAWN = 6  # of which those are kept that are most like what people said
@@ -112,47 +115,37 @@ class AdaptStep(TrainStep):
     def train(self, batch: Any, step: int) -> StepStats:
         """One step."""
         (inputs, words_in), words_out, weights = batch
-        seed = tf.constant([self.config.seed, step], tf.int32)
         kept = self.captions.batch(step, inputs.shape[0])
-        found = self._run(self._adapt_graph, (inputs, words_in, words_out, weights), kept, seed)
-        return stats_of(found, weights)
+        sums = self._run("adapt", (inputs, words_in, words_out, weights, *kept), self._seed(step))
+        return stats_of(sums, weights)
 
-    def _adapt_graph(
-        self, micro_batches: int, batch: tuple[Tensor, ...], kept: tuple[Tensor, ...], seed: Tensor
-    ) -> Any:
+    def _adapt_graph(self, count: int, batch: tuple[Tensor, ...], pictures: Tensor, seed: Tensor) -> Any:
         variables = [v.value for v in self.updater.variables_trained]
+        parts = by_position(split_micro_batches(count, (*batch[:4], pictures)))
+        inputs, captions, numbers = parts[0], parts[1:4], parts[4]
+        kept_pictures = tf.range(tf.shape(batch[4])[0])
+        kept = by_position(split_micro_batches(count, (*batch[4:], kept_pictures)))
+        dropout = BatchDropout(seed, self._pictures(pictures))
         with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.casted_weights.shared():
             tape.watch(variables)
-            parts = zip(
-                split_micro_batches(micro_batches, batch),
-                split_micro_batches(micro_batches, kept),
-                strict=True,
-            )
-            losses, distances, words = [], [], []
-            for number, (part, own) in enumerate(parts):
-                place = seed + [0, self._place(number) * 104_729]
-                losses.append(self._micro_batch_loss(part, place))
-                moved, count = self._moved(own, self._dropout_seed(place))
-                distances.append(moved)
-                words.append(count)
-            total = tf.add_n([loss.objective * loss.words for loss in losses])
-            objective = tf.math.divide_no_nan(total, tf.add_n([loss.words for loss in losses]))
-            moved = tf.math.divide_no_nan(tf.add_n(distances), tf.add_n(words))
-            objective += self.phase.closeness * moved + self._penalty()
-        return self._follow(tape.gradient(objective, variables), sums_of(losses))
+            cells, moved = self._cells(inputs, captions[2], numbers, dropout)
+            losses = self._losses(cells, captions, numbers, dropout)
+            distance = self._distance(kept, BatchDropout(seed, tf.size(kept_pictures)))
+            objective = self._mean_loss(losses) + self.phase.closeness * distance + self._penalty()
+        return self._apply(tape.gradient(objective, variables), add_up(losses), moved)
 
-    def _moved(self, captions: Any, dropout_seed: Tensor | None) -> tuple[Tensor, Tensor]:
-        """How far the probabilities have moved on the start's captions: the sum over words; the words."""
-        features, words_in, words_out, weights = captions
-        cells = tf.ensure_shape(
-            tf.cast(features, tf.float32), [None, self.encoder.num_cells, self.encoder.channels]
-        )
-        inputs = (cells, words_in)
-        now = self.decoder.packed_forward(inputs, words_out, weights, dropout_seed)
-        then = self.start.packed_forward(inputs, words_out, weights)
-        moved = divergence(then.logits, now.logits, self.shares)
-        real = tf.cast(now.weights != 0, tf.float32)
-        return tf.reduce_sum(moved * real), tf.reduce_sum(real)
+    def _distance(self, kept: list[list[Tensor]], dropout: BatchDropout) -> Tensor:
+        """How far the probabilities have moved on the start's captions: the mean over their words."""
+        shape = [None, self.encoder.num_cells, self.encoder.channels]
+        cells = [tf.ensure_shape(tf.cast(x, tf.float32), shape) for x in kept[0]]
+        now = self._packed(cells, kept[1:4], kept[4], dropout)
+        distances, words = [], []
+        for x, words_in, words_out, weights, after in zip(cells, *kept[1:4], now, strict=True):
+            before = packed_forward(self.start, (x, words_in), words_out, weights)
+            real = tf.cast(after.weights != 0, tf.float32)
+            distances.append(tf.reduce_sum(divergence(before.logits, after.logits, self.shares) * real))
+            words.append(tf.reduce_sum(real))
+        return tf.math.divide_no_nan(tf.add_n(distances), tf.add_n(words))
 
 
 def most_alike(captions: Sequence[str], references: Sequence[str], count: int = SAMPLES) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Pictures made a little different each epoch: cropped, mirrored, recoloured.
+"""Pictures made a little different each epoch: cropped, mirrored, recolored.
 
 Pixels of a batch go in, as many of the same size come out; the change depends on the seed alone. A picture
 one of whose captions speaks of left or right is never mirrored.
@@ -34,7 +34,7 @@ def can_be_mirrored(captions: Iterable[Iterable[str]]) -> bool:
 def augment(
     pixels: Tensor, mirrored: Tensor, seed: Tensor, share: tuple[Any, int, int] | None = None
 ) -> Tensor:
-    """A random crop back at full size, a mirror image half of the time, other light and colour.
+    """A random crop back at full size, a mirror image half of the time, other light and color.
 
     Args:
         pixels: (B, H, W, 3) uint8 or float, 0..255.

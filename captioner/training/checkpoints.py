@@ -2,7 +2,7 @@
 
 `tf.train.CheckpointManager` writes them; the manifest, written after the files are on the disk, makes damage
 known before anything is restored, and older checkpoints go only once the new one is complete. In: trackable
-objects (decoder, optimiser, counters). Out: files; the same objects with their saved values.
+objects (decoder, optimizer, counters). Out: files; the same objects with their saved values.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class CheckpointManager:
 
     Args:
         folder: `latest/` of a run, or a part of it.
-        trackables: name to object; models and optimisers already built, so that every value has its place.
+        trackables: name to object; models and optimizers already built, so that every value has its place.
         max_to_keep: complete checkpoints that stay.
 
     >>> import tempfile
@@ -46,7 +46,7 @@ class CheckpointManager:
             folder.mkdir(parents=True, exist_ok=True)
 
     def save(self) -> Path:
-        """Writes one more checkpoint; then, and only then, removes those that are one too many.
+        """Writes a new checkpoint; once that is complete, removes the oldest beyond `max_to_keep`.
 
         Raises:
             CaptionerError: the disk is full, …; what was complete before still is.
@@ -74,7 +74,7 @@ class CheckpointManager:
         return prefix
 
     def restore(self) -> Path | None:
-        """Gives the objects the values of the newest complete checkpoint; says which ones it passed over.
+        """Restores the newest complete checkpoint, and reports the damaged ones that it skipped.
 
         Returns:
             The checkpoint's prefix; None where nothing was ever saved.
@@ -120,7 +120,7 @@ class CheckpointManager:
             ) from error
 
     def _problem(self, number: int) -> str | None:
-        """What is wrong with a checkpoint; None: it is whole."""
+        """What is wrong with a checkpoint; None if it is complete."""
         manifest = self.folder / f"ckpt-{number}.json"
         try:
             if manifest.exists():

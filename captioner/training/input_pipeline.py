@@ -25,6 +25,7 @@ from captioner.data.datasets import CaptionedImage
 from captioner.data.images import read_image
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import CaptionerError, DataError, ImageError
+from captioner.models.device import find_device
 from captioner.system import console
 from captioner.training.augmentation import augment, can_be_mirrored
 
@@ -34,7 +35,7 @@ FEWEST = 16  # pictures that they shrink to
 
 
 class FeatureSource(Protocol):
-    """Where the features of pictures come from; a `FeatureStore` is one."""
+    """Gives features or pixels of pictures by id; a `FeatureStore` is one."""
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
         """(n, …) features or pixels of these pictures."""
@@ -56,7 +57,7 @@ class PixelSource:
     ) -> None:
         self._paths = {record.id: record.path for record in records}
         self._size, self._quiet = size, quiet
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pictures")
+        self._threads = ThreadPoolExecutor(find_device().reading_threads, "pictures")
         self.failures: dict[str, str] = {}
 
     def read(self, ids: Sequence[str]) -> np.ndarray:
@@ -84,6 +85,8 @@ class TokenizedCaptions:
     Attributes:
         ids: picture ids, in the records' order.
         captions: per picture a list of (words,) int32 arrays, without <start> and <end>.
+        cut: per picture a list of bool: the caption goes on after `max_words`, so its last word here is not
+            followed by <end>.
         languages: per picture the language of each caption, "" where the vocabulary knows none.
         starts: per picture the word that each caption starts with: <start>, or that of its language.
         times: (pictures,) how often an epoch looks at each picture.
@@ -95,10 +98,9 @@ class TokenizedCaptions:
         if not records:
             raise DataError("no captioned picture to train on")
         self.ids = [record.id for record in records]
-        self.captions = [
-            [np.array(vocabulary.ids(words)[:max_words], np.int32) for words in record.words]
-            for record in records
-        ]
+        ids = [[vocabulary.ids(words) for words in record.words] for record in records]
+        self.captions = [[np.array(words[:max_words], np.int32) for words in captions] for captions in ids]
+        self.cut = [[len(words) > max_words for words in captions] for captions in ids]
         self.languages = [
             [*(record.languages if vocabulary.languages else ())] or [""] * len(record.captions)
             for record in records
@@ -125,6 +127,10 @@ class TokenizedCaptions:
         words_in[:, :, 1:][is_word[:, :, :-1]] = words
         words_out[is_word] = words
         words_out[place == lengths] = END
+        for b, choices in enumerate(pairs):
+            for r, (p, c) in enumerate(choices):
+                if self.cut[p][c]:
+                    words_out[b, r, lengths[b, r, 0]] = 0
         return words_in, words_out, (words_out > 0).astype(np.float32)
 
 
@@ -160,7 +166,7 @@ class TrainingBatches:
         return [pictures[self._mine(len(pictures))] for pictures in self._global_batch_order(epoch)]
 
     def _mine(self, pictures: int) -> slice:
-        """Which rows of a batch are of this shard; the first where there are fewer rows than shards."""
+        """The rows of a batch that belong to this worker; the first if there are fewer rows than workers."""
         part, parts = self.worker_shard
         return slice(part, None, parts) if part < pictures else slice(1)
 
@@ -188,7 +194,7 @@ class TrainingBatches:
             raise self._trouble from None  # what TensorFlow wraps into an error of its own
 
     def dataset(self, epoch: int, skip: int = 0) -> tf.data.Dataset:
-        """The same as a `tf.data.Dataset`."""
+        """The batches of one epoch as a `tf.data.Dataset`."""
         plan = self._global_batch_order(epoch)
         sizes = [len(pictures) for pictures in plan]
         spec = self._spec(plan[0])
@@ -215,8 +221,12 @@ class TrainingBatches:
         steps = tf.data.Dataset.range(skip, len(plan))
         options = tf.data.Options()
         options.autotune.enabled = False  # nothing to tune; its thread ends a second after the last batch
-        batches = steps.map(element, num_parallel_calls=2, deterministic=True).prefetch(4)
-        return batches.with_options(options)
+        device = find_device()
+        batches = steps.map(element, num_parallel_calls=max(2, device.cores // 2), deterministic=True)
+        batches = batches.prefetch(4).with_options(options)
+        if device.on_gpu:  # copied there while the step before is computed; the features stay on the disk
+            batches = batches.apply(tf.data.experimental.prefetch_to_device(device.place, 2))
+        return batches
 
     def _batch(self, pictures: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, ...]:
         limit = self.phase.captions_per_picture
@@ -253,12 +263,3 @@ def shrink_batch(phase: PhaseConfig, pictures: int) -> PhaseConfig:
     """
     enough = max(FEWEST, pictures // STEPS)
     return dataclasses.replace(phase, pictures_per_batch=min(phase.pictures_per_batch, enough))
-
-
-def evaluation_batches(
-    ids: Sequence[str], source: FeatureSource, *, batch_size: int
-) -> Iterator[tuple[list[str], np.ndarray]]:
-    """Ids and features (B, …) of all pictures in the order given; the last batch may be short."""
-    for start in range(0, len(ids), batch_size):
-        part = list(ids[start : start + batch_size])
-        yield part, source.read(part)

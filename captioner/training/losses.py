@@ -1,42 +1,47 @@
-"""What training minimises, in nats per real word.
+"""What training minimizes, in nats per real word.
 
-The packed words of a batch (`packing.Packed`) go in; a scalar to minimise and the figures a person reads
-come out. Weights come from the targets: padding never reaches a loss, so more padding changes nothing.
+In: the packed words of a micro-batch (`PackedBatch`). Out: a scalar to minimize and the figures a person
+reads. Weights come from the targets: padding never reaches a loss, so more padding changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from captioner.config import PhaseConfig
 from captioner.errors import ConfigError, load_object, unknown_name
+from captioner.models.device import find_device
 from captioner.models.layers.attention_gru import Tensor
-from captioner.models.layers.packed_captions import Packed
+from captioner.models.layers.packed_captions import PackedBatch
 
 TINY = 1e-30  # a share that could have underflown
 
 
 class LossTerms(NamedTuple):
-    """One batch's loss.
+    """The loss of one micro-batch.
 
     Attributes:
-        objective: scalar to minimise.
+        objective: scalar to minimize, a mean over the real words.
         cross_entropy_sum: scalar, in nats, summed over the real words, without smoothing.
         correct: scalar, words whose logit is the largest.
         words: scalar, real words.
+        coverage: scalar to minimize beside it, a mean over the pictures; 0 where the phase wants none.
+        pictures: scalar.
     """
 
     objective: Tensor
     cross_entropy_sum: Tensor
     correct: Tensor
     words: Tensor
+    coverage: Tensor
+    pictures: Tensor
 
 
-def caption_loss(packed: Packed, phase: PhaseConfig) -> LossTerms:
-    """The phase's objective, meaned over real words, plus the coverage term if the phase asks for it."""
+def caption_loss(packed: PackedBatch, phase: PhaseConfig) -> LossTerms:
+    """The phase's objective of a micro-batch, and its coverage term if the phase asks for it."""
     smoothed, nats, hits = cross_entropy(packed, phase.label_smoothing)
     real = packed.weights != 0
     if phase.objective in OBJECTIVES:  # in a reward phase this is the term beside the reward
@@ -47,14 +52,30 @@ def caption_loss(packed: Packed, phase: PhaseConfig) -> LossTerms:
         objective = load_loss(phase.objective)(
             *(tf.boolean_mask(x, real) for x in (packed.logits, packed.words, packed.weights))
         )
-    if phase.coverage:
-        objective += phase.coverage * coverage(packed.attention, packed.positions)
-    figures = (tf.reduce_sum(tf.where(real, each, 0)) for each in (nats, hits, tf.ones_like(nats)))
-    return LossTerms(objective, *figures)
+    cross_entropy_sum, correct, words = (
+        tf.reduce_sum(tf.where(real, each, 0)) for each in (nats, hits, tf.ones_like(nats))
+    )
+    uncovered = coverage(packed.attention, packed.positions) if phase.coverage else tf.constant(0.0)
+    pictures = tf.cast(tf.reduce_max(packed.positions[:, 1]) + 1, tf.float32) if phase.coverage else 0.0
+    return LossTerms(objective, cross_entropy_sum, correct, words, uncovered, tf.convert_to_tensor(pictures))
 
 
-def reward_loss(packed: Packed, words: Tensor) -> Tensor:
-    """REINFORCE (Rennie et al. 2017, equation 8): -advantage * log p(word), meaned over all sampled words.
+def add_up(losses: Sequence[LossTerms]) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross entropy, right words and real words of all micro-batches."""
+    figures = zip(*(loss[1:4] for loss in losses), strict=True)
+    return tuple(tf.add_n(each) for each in figures)  # type: ignore[return-value]
+
+
+def weight_penalty(decoder: Any, encoder_variables: Sequence[Any], strength: float) -> Tensor:
+    """The decoder's regularizers, and the squared weights of the trained encoder times `strength`."""
+    total = tf.add_n(decoder.losses) if decoder.losses else tf.constant(0.0)
+    if strength and encoder_variables:
+        total += strength * tf.add_n([tf.reduce_sum(tf.square(v)) for v in encoder_variables])
+    return total
+
+
+def reward_loss(packed: PackedBatch, words: Tensor) -> Tensor:
+    """REINFORCE (Rennie et al. 2017, equation 8): -advantage * log p(word), the mean over all sampled words.
 
     Args:
         packed: of the sampled captions; its weights are the advantages, the same for all words of a caption.
@@ -85,7 +106,7 @@ def divergence(then: Tensor, now: Tensor, shares: Tensor) -> Tensor:
     return tf.reduce_sum(tf.exp(before) * (before - tf.math.log(after + TINY)), -1)
 
 
-def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
+def cross_entropy(packed: PackedBatch, smoothing: float) -> tuple[Tensor, Tensor, Tensor]:
     """Cross entropy against (1 - e) on the word and e spread evenly over the vocabulary.
 
     Label smoothing of Szegedy et al. 2016. With s the softmax, the gradient of a word's loss by its logits is
@@ -144,6 +165,9 @@ def cross_entropy(packed: Packed, smoothing: float) -> tuple[Tensor, Tensor, Ten
 
 def _largest(share: Tensor, words: Tensor) -> Tensor:
     """(M,) 1 where the word's share is the largest, else 0."""
+    if find_device().on_gpu:  # which compares floats as fast, and has no maximum of int16
+        own = tf.gather(share, words, batch_dims=1)
+        return tf.cast(own >= tf.reduce_max(share, -1), tf.float32)
     kind = tf.int16 if share.dtype.size == 2 else tf.int32
     bits = tf.bitcast(share, kind)  # no share is negative: its bits stand in the same order, and compare fast
     own = tf.gather(bits, words, batch_dims=1)

@@ -23,7 +23,7 @@ class FusedAdam(keras.optimizers.Adam):  # type: ignore[misc]
     """Keras's Adam through TensorFlow's one-pass kernel: each weight and moment is read and written once."""
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        """Update one variable; same formula as the base class."""
+        """Updates one variable by the formula of the base class."""
         variable = variable.value if isinstance(variable, keras.Variable) else variable
         index = self._get_variable_index(variable)
         step = tf.cast(self.iterations + 1, tf.float32)
@@ -59,10 +59,10 @@ OPTIMIZERS: dict[str, Callable[..., Any]] = {
 
 
 def load_optimizer(phase: PhaseConfig, rate: Any) -> Any:
-    """The phase's Keras optimiser; one's own as `"package.module:name"`, called with the learning rate.
+    """The phase's Keras optimizer; one's own as `"package.module:name"`, called with the learning rate.
 
     Raises:
-        ConfigError: unknown name, or not a Keras optimiser.
+        ConfigError: unknown name, or not a Keras optimizer.
     """
     if ":" in phase.optimizer:
         try:
@@ -113,12 +113,12 @@ class PhaseSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return self.rate * share * tf.minimum(1.0, (step + 1) / max(self.warmup, 1))
 
     def get_config(self) -> dict[str, Any]:
-        """As Keras wants it; nothing here is ever serialised."""
+        """As Keras wants it; nothing here is ever serialized."""
         return {"rate": self.rate, "steps": self.steps}
 
 
 class TrainOptimizer(tf.Module):
-    """One optimiser step for decoder and encoder together, with clipping and averaged weights.
+    """The optimizer of decoder and encoder together, with clipping by global norm and averaged weights (EMA).
 
     Args:
         phase: its settings.
@@ -148,7 +148,7 @@ class TrainOptimizer(tf.Module):
         return self.groups[0] + self.groups[1]
 
     def apply(self, gradients: Sequence[Any]) -> Any:
-        """Clip by global norm, step both optimisers and the averages; returns the norm before clipping."""
+        """Clips the gradients, applies them, updates the averages; returns the norm before clipping."""
         gradients = [tf.convert_to_tensor(g) for g in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self.phase.clip_norm:  # most steps need no clipping: spare them a pass over all gradients
@@ -168,9 +168,10 @@ class TrainOptimizer(tf.Module):
         return norm
 
     def _update_ema(self) -> None:
-        """Exponential moving average; young averages forget faster, so that the first steps weigh little.
+        """Updates the exponential moving averages of the weights.
 
-        Old ones change slowly: every fourth step moves them, by what four steps would.
+        During the first steps they decay faster, so that the initial weights count for little. After
+        `EMA_WARMUP_STEPS` they change slowly: every fourth step updates them, by as much as four steps would.
         """
         step = self.optimizers[0 if self.groups[0] else 1].iterations
         share = tf.cast(1 + step, tf.float32) / tf.cast(10 + step, tf.float32)
@@ -187,12 +188,12 @@ class TrainOptimizer(tf.Module):
         tf.cond(young | (step % EMA_EVERY == 0), move, lambda: tf.constant(False))
 
     def learning_rate(self) -> float:
-        """The decoder's present rate (the encoder's, if it alone is trained)."""
+        """The decoder's present learning rate; the encoder's if only that is trained."""
         index = 0 if self.groups[0] else 1
         return float(self.schedules[index](self.optimizers[index].iterations))
 
     def swap_ema_weights(self) -> None:
-        """Exchange the weights with their averages; call again to exchange back."""
+        """Exchanges the weights and their averages; a second call exchanges them back."""
         for average, variable in zip(self.averages, self.variables_trained, strict=True):
             value = tf.identity(tf.convert_to_tensor(variable))
             variable.assign(average)

@@ -9,8 +9,10 @@ the training references.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from captioner.data.vocabulary import END
 from captioner.evaluation.cider import CiderD
@@ -23,6 +25,7 @@ class CaptionReward:
         references: per training picture its captions as word ids, without <end>.
         languages: of these captions. A sample is compared with references of its language, and document
             frequencies are those of the language.
+        cut: of each caption whether it was cut off, so that no <end> belongs to it; None: none was.
 
     >>> reward = CaptionReward([[[4, 5, 6, 7]], [[8, 9, 10, 11]], [[12, 13, 14, 15]]])
     >>> words = np.array([[[4, 5, 6, 7, 0], [8, 9, 0, 0, 0]]])
@@ -35,7 +38,9 @@ class CaptionReward:
         self,
         references: Sequence[Sequence[Iterable[int]]],
         languages: Sequence[Sequence[str]] | None = None,
+        cut: Sequence[Sequence[bool]] | None = None,
     ) -> None:
+        cut = cut or [[False] * len(captions) for captions in references]
         told = languages or [[""] * len(captions) for captions in references]
         self._languages = [tuple(dict.fromkeys(own)) for own in told]
         self._rows: dict[str, dict[int, int]] = {}  # of each language: picture to its row in `_cider`
@@ -43,8 +48,8 @@ class CaptionReward:
         for language in dict.fromkeys(name for own in self._languages for name in own):
             spoken = {
                 picture: [
-                    [*map(int, caption), END]
-                    for caption, name in zip(captions, told[picture], strict=True)
+                    [*map(int, caption), *([] if short else [END])]
+                    for caption, name, short in zip(captions, told[picture], cut[picture], strict=True)
                     if name == language
                 ]
                 for picture, captions in enumerate(references)
@@ -81,7 +86,7 @@ class CaptionReward:
         """How much better each sample is than the mean of its picture's others.
 
         Args:
-            pictures: (B,) places in the references.
+            pictures: (B,) rows of the references.
             words: (B, K, T) samples without <end>, 0 after the last word.
             lengths: (B, K); T means that the sample was cut off, and gets no <end>.
             languages: (B,) that the samples are in.
@@ -105,3 +110,23 @@ class CaptionReward:
             scores[batch] = self._cider[language].scores([hypotheses[b] for b in batch], pictures=rows)
         others = (scores.sum(1, keepdims=True) - scores) / max(K - 1, 1)
         return scores - others, float(scores.mean())
+
+
+def sampled_batch(words: Any, lengths: Any, advantages: np.ndarray, starts: Any) -> tuple[Any, Any, Any]:
+    """Samples as a batch to train on: words_in, words_out and weights (B, K, T + 1), the advantages.
+
+    Args:
+        words: (B, K, T) int32, 0 after the last word.
+        lengths: (B, K); those of length T were cut off and get no end word.
+        advantages: (B, K), of all words of a sample.
+        starts: (B,) int32, the word that each picture's samples start with.
+    """
+    T = tf.shape(words)[2]
+    lengths = lengths[:, :, None]
+    position = tf.range(T + 1)[None, None]
+    real = position < tf.minimum(lengths + 1, T)
+    first = tf.repeat(starts[:, None, None], tf.shape(words)[1], axis=1)  # (B, K, 1)
+    words_in = tf.concat([first, words], -1)
+    words_out = tf.where(position == lengths, END, tf.pad(words, [[0, 0], [0, 0], [0, 1]]))
+    weights = tf.cast(real, tf.float32) * tf.cast(advantages, tf.float32)[:, :, None]
+    return tf.where(real, words_in, 0), tf.where(real, words_out, 0), weights

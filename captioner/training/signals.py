@@ -1,4 +1,4 @@
-"""Being stopped politely: Ctrl-C and SIGTERM let the step under way finish."""
+"""Stopping a training: Ctrl-C and SIGTERM let the step under way finish."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StopRequest:
 
 @contextmanager
 def noting(stop: StopRequest) -> Iterator[None]:
-    """Within, the first Ctrl-C or SIGTERM only sets `stop.requested`; a second Ctrl-C interrupts at once."""
+    """Context in which Ctrl-C or SIGTERM only sets `stop.requested`; a second Ctrl-C interrupts at once."""
     if threading.current_thread() is not threading.main_thread():
         yield  # signals belong to the main thread; elsewhere the caller decides
         return

@@ -67,7 +67,7 @@ def grown_start(
     Raises:
         ConfigError: the vocabulary does not begin with the run's words.
     """
-    words, best = run.vocabulary.words, run.best or {}
+    words, best = run.vocabulary.words, run.best_info() or {}
     if vocabulary.words[: len(words)] != words:
         raise ConfigError(f"start: {run.folder} has other words than when the training began; begin anew")
     decoder, _ = run.load_best()

@@ -22,19 +22,20 @@ import numpy as np
 
 from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage, DataFolder, Split, languages_of, load_folders
+from captioner.data.feature_cache import FeatureStore
 from captioner.data.statistics import facts, training_warnings
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, DataError, MissingExtra
 from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
+from captioner.models.device import find_device
 from captioner.models.encoder import Encoder, load_encoder
-from captioner.models.feature_extraction import FeatureStore, extract
+from captioner.models.feature_extraction import extract
 from captioner.models.regularizers import load_regularizer
 from captioner.runs.run_folder import DATA, Run
 from captioner.runs.weights import select_prefix
 from captioner.system import console
 from captioner.system.files import atomic_write, json_text
-from captioner.system.hardware import precision
 from captioner.training.adapt import AdaptStep, StartCaptions
 from captioner.training.checkpoints import CheckpointManager
 from captioner.training.input_pipeline import (
@@ -44,6 +45,7 @@ from captioner.training.input_pipeline import (
     shrink_batch,
 )
 from captioner.training.losses import OBJECTIVES, load_loss
+from captioner.training.micro_batches import use_cores_side_by_side
 from captioner.training.optimizers import TrainOptimizer, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
@@ -54,7 +56,6 @@ from captioner.training.train_step import (
     TrainStep,
     encoder_variables,
     trained_variables,
-    use_cores_side_by_side,
 )
 
 __all__ = ["train"]
@@ -110,11 +111,15 @@ def train(
     encoder = _load_encoder(config, start, run)
     for phase in config.phases.values():
         encoder_variables(phase, encoder)  # the layer it names must be there
+    config = _resolved(config, splits)
+    if run is not None and not config.start:
+        run.check_first_weights(encoder)
     run = run or _create_run(config, folders, folder, splits, encoder, start)
     with run.training(), console.recording(run.folder / "log.txt"):
         if run.config != config:
             run.replace_config(config)
         console.info(str(run.config), quiet=quiet)
+        console.info(f"computes on {find_device()}, products in {config.train.precision}", quiet=quiet)
         train = splits["train"]
         for line in [f"captions from {train.files}", *train.problems.lines(), *warnings, *config.warnings()]:
             console.info(line, quiet=quiet)
@@ -129,7 +134,7 @@ def train(
 
 
 class Training:
-    """One training of a run: the objects that live as long as it does.
+    """One training of a run: its networks, its data and its phases.
 
     Args:
         run: its folder, locked by the caller.
@@ -164,7 +169,7 @@ class Training:
             vocabulary_size=words,
             channels=self.encoder.channels,
             seed=self.config.seed,
-            precision=precision(self.config.train.precision),
+            precision=find_device().precision(self.config.train.precision),
         )
 
     def _load_start(self) -> Start:
@@ -179,7 +184,7 @@ class Training:
         return Start.of(*kept)
 
     def fit_to_budget(self, seconds: float, *, since: float) -> None:
-        """Leave out the epochs for which there is no time, told by a few steps of each phase.
+        """Leaves out epochs that do not fit into the time there is; times a few steps of each phase first.
 
         Args:
             seconds: there are for everything.
@@ -196,7 +201,7 @@ class Training:
             )
 
     def _epoch_seconds(self, number: int, name: str) -> float:
-        """What an epoch takes here; weights and run folder stay as they are."""
+        """Seconds an epoch of this phase takes; weights and run folder are unchanged afterwards."""
         decoder, encoder = self.decoder.weights_dict(), self.encoder.weights_dict()
         loop = self._loop(number, name)
         times = [time.monotonic()]
@@ -209,7 +214,7 @@ class Training:
         return JUDGING * loop.batches.steps * float(np.median(np.diff(times)))
 
     def run_all(self) -> None:
-        """All phases that are not finished yet."""
+        """Trains all phases that are not finished."""
         names = list(self.config.phases)
         begun = [i for i, name in enumerate(names) if self._has_begun(name)]
         stop = StopRequest()
@@ -221,10 +226,10 @@ class Training:
                 shutil.rmtree(self._latest(earlier), ignore_errors=True)
 
     def train_phase(self, number: int, name: str, stop: StopRequest) -> None:
-        """One phase, from its beginning or from where it was stopped."""
+        """Trains one phase from its beginning or from its newest checkpoint."""
         phase = self.config.phases[name]
         # Also when going on: features of a frozen encoder are needed before its checkpoint is read.
-        if self.run.best is not None and (number or not self._has_begun(name)):
+        if self.run.best_info() is not None and (number or not self._has_begun(name)):
             self.load_best_weights(phase)
         loop = self._loop(number, name)
         self.begin(loop)
@@ -232,15 +237,15 @@ class Training:
             loop.run_epochs(stop)
 
     def begin(self, loop: PhaseTrainer) -> None:
-        """Goes back to where the phase was stopped, if it was."""
+        """Restores the phase's newest checkpoint; saves a first one if there is none."""
         if loop.latest.restore() is None:
-            if self.config.start and self.run.best is None:
+            if self.config.start and self.run.best_info() is None:
                 loop.keep_start()
-            loop.state.best.assign((self.run.best or {}).get("selected", float("-inf")))
+            loop.state.best.assign((self.run.best_info() or {}).get("selected", float("-inf")))
             loop.latest.save()
 
     def _loop(self, number: int, name: str) -> PhaseTrainer:
-        """All that a phase needs, at its beginning."""
+        """Batches, optimizer, step and checkpoints of a phase, at its beginning."""
         phase = self.config.phases[name]
         sources = self._sources(phase)
         tables = {split: self._table(split, source) for split, source in sources.items()}
@@ -317,7 +322,7 @@ class Training:
         return TokenizedCaptions(usable, self.run.vocabulary, max_words=self.config.data.max_words)
 
     def load_best_weights(self, phase: PhaseConfig) -> None:
-        """A new phase begins with the best weights so far."""
+        """Loads the best weights so far: a new phase begins with them."""
         decoder, encoder = self.run.load_best()
         self.decoder.load_weights_dict(decoder.weights_dict())
         arrays = encoder.weights_dict()
@@ -333,7 +338,7 @@ class Training:
 
 
 def _reward(table: TokenizedCaptions) -> CaptionReward:
-    return CaptionReward(table.captions, table.languages)
+    return CaptionReward(table.captions, table.languages, table.cut)
 
 
 def _load_splits(config: Config, data: Sequence[DataFolder], run: Run | None) -> dict[str, Split]:
@@ -362,6 +367,14 @@ def _create_run(
     run = Run.create(folder, config, vocabulary, encoder, splits["train"].made)
     atomic_write(run.folder / DATA, json_text(facts([one.path for one in data], splits)) + "\n")
     return run
+
+
+def _resolved(config: Config, splits: Mapping[str, Split]) -> Config:
+    """The configuration as this training follows it: with what depends on the data and the machine."""
+    pictures = len(splits["train"].records)
+    phases = {name: shrink_batch(phase, pictures) for name, phase in config.phases.items()}
+    train = dataclasses.replace(config.train, precision=find_device().precision(config.train.precision))
+    return dataclasses.replace(config, phases=phases, train=train)
 
 
 def _load_encoder(config: Config, start: Run | None, run: Run | None) -> Encoder:
@@ -402,7 +415,7 @@ def _word_counts(captions: list[tuple[str, ...]], vocabulary: Vocabulary) -> np.
 
 
 def _check_names(config: Config) -> None:
-    """Unknown names, and settings that cannot work, are said before anything is read or written."""
+    """Raises for unknown names, and for settings that cannot work, before anything is read or written."""
     config.check_phases()
     if config.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise MissingExtra("tensorboard", "train.tensorboard")

@@ -18,10 +18,11 @@ import tensorflow as tf
 
 from captioner.config import PhaseConfig
 from captioner.data.datasets import CaptionedImage, languages_of
+from captioner.data.feature_cache import Failure
 from captioner.errors import CaptionerError, DataError
 from captioner.evaluation.scoring import means, score_captions
 from captioner.inference.captioner import Captioner
-from captioner.models.feature_extraction import Failure
+from captioner.models.device import memory_advice
 from captioner.runs.run_folder import START, Run
 from captioner.system import console
 from captioner.training.checkpoints import CheckpointManager
@@ -32,7 +33,7 @@ from captioner.training.train_step import StepStats, TrainStep
 
 
 class State(tf.Module):
-    """Where a phase stands; saved with every checkpoint."""
+    """Position of a phase in its epochs and steps, and its best score; part of every checkpoint."""
 
     def __init__(self) -> None:
         super().__init__(name="state")
@@ -44,7 +45,7 @@ class State(tf.Module):
         self.seconds = tf.Variable(0.0, dtype=tf.float64, trainable=False)  # spent on it so far
 
     def set_position(self, epoch: int, step: int, sums: StepStats, seconds: float) -> None:
-        """So many epochs, and so many steps of the next, are done."""
+        """Notes that so many epochs, and so many steps of the next one, are done."""
         self.epoch.assign(epoch)
         self.step.assign(step)
         self.sums.assign(np.array(sums, np.float64))
@@ -66,14 +67,14 @@ class DevSet:
     captioner: Captioner
 
     def figures(self, steps: TrainStep) -> StepStats:
-        """Teacher-forced, with the present weights."""
+        """Teacher-forced loss and accuracy of the present weights."""
         figures = StepStats()
         for batch in self.batches.batches(0):
             figures = figures + steps.evaluate(batch)
         return figures
 
     def scores(self) -> dict[str, float]:
-        """Of the captions that the present weights write.
+        """Scores of the captions that the present weights write.
 
         Where captions carry languages: the means over these, and beside them each language's own, such as
         `cider_de`.
@@ -134,7 +135,7 @@ class PhaseTrainer:
     quiet: bool = False
 
     def run_epochs(self, stop: StopRequest) -> None:
-        """Every epoch that is still to be done.
+        """Trains all epochs that are left.
 
         Raises:
             Interrupted: `stop` was requested; everything is saved.
@@ -149,12 +150,12 @@ class PhaseTrainer:
             self.run_epoch(stop)
 
     def out_of_patience(self) -> bool:
-        """Whether the dev score has not risen for as many epochs as the phase allows."""
+        """Whether the best epoch is `patience` epochs ago."""
         waited = int(self.state.epoch) - int(self.state.best_epoch)
         return bool(self.steps.phase.patience) and waited >= self.steps.phase.patience
 
     def run_epoch(self, stop: StopRequest) -> None:
-        """Train one epoch (or the rest of one), judge it, keep it."""
+        """Trains one epoch (or the rest of one), evaluates it, saves a checkpoint."""
         epoch, done = int(self.state.epoch), int(self.state.step)
         sums, started, saved = StepStats(*self.state.sums.numpy()), time.monotonic(), time.monotonic()
         before = float(self.state.seconds)
@@ -181,17 +182,19 @@ class PhaseTrainer:
         plot_history(self.run.history(), self.run.folder / "loss.png", select=self.run.config.train.select)
 
     def train_steps(self, epoch: int, done: int) -> Iterator[tuple[int, StepStats]]:
-        """The steps of an epoch from `done` on, each with its figures; trains as it is asked for the next."""
+        """Trains the steps of an epoch from `done` on and yields the number and the figures of each."""
         plan = self.batches.batch_order(epoch)
         for step, batch in enumerate(self.batches.batches(epoch, skip=done), start=done):
             number = epoch * self.batches.steps + step
-            if self.reward is None:
-                yield step, self.steps.train(batch, number)
-            else:
-                yield step, self.steps.self_critical_step(batch, number, plan[step], self.reward)
+            with memory_advice(f"lower phases.{self.name}.pictures_per_batch"):
+                if self.reward is None:
+                    figures = self.steps.train(batch, number)
+                else:
+                    figures = self.steps.self_critical_step(batch, number, plan[step], self.reward)
+            yield step, figures
 
     def _check(self, epoch: int, step: int, figures: StepStats) -> None:
-        if not math.isfinite(figures.cross_entropy_sum):
+        if not all(map(math.isfinite, figures)):
             raise CaptionerError(
                 f"{self.name} epoch {epoch + 1}, step {step + 1}: the loss is no number any more; go on from "
                 f"the last checkpoint with --resume and a lower phases.{self.name}.learning_rate (or "
@@ -199,7 +202,7 @@ class PhaseTrainer:
             )
 
     def _evaluate_epoch(self, epoch: int, sums: StepStats, seconds: float) -> None:
-        """Dev loss and dev captions of the (averaged) weights; history; the best is kept."""
+        """Evaluates the (averaged) weights on the dev split; saves them if they are the best so far."""
         updater = self.steps.updater
         if updater.averages:
             updater.swap_ema_weights()
@@ -219,8 +222,8 @@ class PhaseTrainer:
         selected = self._selected(entry)
         self.run.append_history(entry)
         if self.run.config.train.tensorboard:
-            _summarise(entry, str(self.run.folder / "tensorboard" / self.name))
-        known = (self.run.best or {}).get("dev_loss", math.inf)
+            _summarize(entry, str(self.run.folder / "tensorboard" / self.name))
+        known = (self.run.best_info() or {}).get("dev_loss", math.inf)
         better = (selected, -entry["dev_loss"]) > (float(self.state.best), -known)
         if better:
             self.state.best.assign(selected)
@@ -253,7 +256,7 @@ class PhaseTrainer:
 
 
 class _Encoding:
-    """Features of pictures as the encoder in training sees them now."""
+    """A source of features that encodes pictures with the encoder's present weights."""
 
     def __init__(self, pictures: Any, captioner: Captioner) -> None:
         self.pictures, self.captioner = pictures, captioner
@@ -280,7 +283,7 @@ def unreadable(*sources: Any) -> set[str]:
 
 
 def phase_line(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
-    """What a phase is about to do.
+    """One line on what a phase is about to do.
 
     >>> phase_line("decoder", PhaseConfig(epochs=3), 40, 0)
     'phase decoder: cross_entropy, trains the decoder, 3 epochs of 40 steps, 16 pictures each'
@@ -292,7 +295,7 @@ def phase_line(name: str, phase: PhaseConfig, steps: int, done: int) -> str:
 
 
 def epoch_line(entry: Mapping[str, Any], better: bool) -> str:
-    """What an epoch gave, in a line."""
+    """One line on the scores of an epoch."""
     parts = [f"loss {entry['train_loss']:.3f}"] if "train_loss" in entry else []
     parts += [f"reward {entry['reward']:.1f}"] if "reward" in entry else []
     parts += [
@@ -311,7 +314,7 @@ def _each_language(entry: Mapping[str, Any]) -> str:
     return f" ({', '.join(f'{language} {value:.1f}' for language, value in own.items())})" if own else ""
 
 
-def _summarise(entry: Mapping[str, Any], folder: str) -> None:
+def _summarize(entry: Mapping[str, Any], folder: str) -> None:
     """The figures of an epoch for TensorBoard; a file an epoch, so that none is ever open or torn."""
     writer = tf.summary.create_file_writer(folder)
     with writer.as_default(step=entry["epoch"]):

@@ -22,12 +22,13 @@ from captioner.apps.sidecars.summary import Outcomes
 from captioner.cli.main import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
+from captioner.data.feature_cache import FeatureStore
 from captioner.data.image_files import gather
 from captioner.errors import ConfigError, RunError
 from captioner.inference.caption import Caption
-from captioner.models import extraction
+from captioner.models import feature_extraction
 from captioner.models.encoder import Encoder, load_encoder
-from captioner.models.feature_extraction import FeatureStore, extract, extract_part
+from captioner.models.feature_extraction import extract, extract_part
 from captioner.system.files import lock
 from captioner.system.shard_spec import ShardSpec
 
@@ -61,7 +62,7 @@ def encoder() -> Encoder:
 @pytest.fixture
 def records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[CaptionedImage]:
     """150 pictures, none twice; 32 a shard, so that there are five."""
-    monkeypatch.setattr(extraction, "SHARD_PICTURES", 32)
+    monkeypatch.setattr(feature_extraction, "SHARD_PICTURES", 32)
     monkeypatch.setattr(shards, "_SETTLED_NS", 0)
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -121,7 +122,7 @@ def test_a_part_goes_on_and_is_not_done_twice(
     records: list[CaptionedImage], encoder: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache, encoded = tmp_path / "cache", []
-    encode = extraction.Extraction._encode
+    encode = feature_extraction.Extraction._encode
 
     def counting(self: Any) -> None:
         encoded.append(len(self._batch))
@@ -129,7 +130,7 @@ def test_a_part_goes_on_and_is_not_done_twice(
             raise KeyboardInterrupt
         encode(self)
 
-    monkeypatch.setattr(extraction.Extraction, "_encode", counting)
+    monkeypatch.setattr(feature_extraction.Extraction, "_encode", counting)
     with pytest.raises(KeyboardInterrupt):
         extract_part(records, encoder, ShardSpec(1, 2), folder=cache, quiet=True)
     assert len(list(cache.glob("workers/1-of-2/*.json"))) == 2  # cache.json, and the first shard

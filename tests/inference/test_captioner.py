@@ -20,6 +20,7 @@ from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run
+from tests.conftest import same_caption
 
 WORDS = "a red blue circle square star is above below two three"
 SIZE = DecoderConfig(units=16, embedding=8)
@@ -48,15 +49,7 @@ def pictures() -> np.ndarray:
     return coarse.repeat(10, axis=1).repeat(10, axis=2)
 
 
-def same(one: Caption, other: Caption) -> bool:
-    """Equal to the last bit, but for the path."""
-    looks = (one.attention is None) == (other.attention is None)
-    if looks and one.attention is not None:
-        looks = np.array_equal(one.attention, other.attention)
-    facts = ("text", "score", "log_probability", "words", "alternatives", "error")
-    return looks and all(getattr(one, name) == getattr(other, name) for name in facts)
-
-
+@pytest.mark.machines
 @pytest.mark.parametrize(
     "options",
     [{}, {"beam": 1}, {"n_best": 4, "attention": True}, {"temperature": 1.2, "n_best": 3, "seed": 5}],
@@ -68,9 +61,9 @@ def test_a_picture_alone_gets_the_caption_it_gets_among_others(
     together = captioner.caption(pictures, batch_size=8, **options)
     assert len({caption.text for caption in together}) > 3  # not one caption for all
     for picture, caption in zip(pictures, together, strict=True):
-        assert same(captioner.caption(picture, batch_size=8, **options)[0], caption)
+        assert same_caption(captioner.caption(picture, batch_size=8, **options)[0], caption)
     backwards = captioner.caption(pictures[::-1], batch_size=8, **options)
-    assert all(map(same, backwards[::-1], together))
+    assert all(map(same_caption, backwards[::-1], together))
 
 
 def test_a_caption_says_what_it_is(captioner: Captioner, pictures: np.ndarray) -> None:
@@ -92,13 +85,13 @@ def test_every_kind_of_source_gives_the_same_caption(
     Image.open(file).save(stream, "PNG")  # and left at its end
     sources = [file, str(file), file.read_bytes(), pictures[0], Image.open(file), stream]
     captions = captioner.caption(sources)
-    assert all(same(caption, captions[0]) for caption in captions)
+    assert all(same_caption(caption, captions[0]) for caption in captions)
     names = [str(file), str(file), "<bytes>", "<array>", str(file), "<BytesIO>"]
     assert [caption.path for caption in captions] == names
     for source in sources:
-        assert same(captioner.caption(source)[0], captions[0])
+        assert same_caption(captioner.caption(source)[0], captions[0])
     with open(file, "rb") as opened:
-        assert same(captioner.caption(opened)[0], captions[0])
+        assert same_caption(captioner.caption(opened)[0], captions[0])
     assert "cannot be read" in (captioner.caption([opened])[0].error or "")  # closed by now
 
 
@@ -110,7 +103,7 @@ def test_bad_pictures_keep_their_place_and_say_why(
     sources = [empty, pictures[0], b"no picture", pictures[1], tmp_path / "nowhere.png", 7]
     found = captioner.caption(sources, batch_size=2)
     good = captioner.caption(pictures[:2], batch_size=2)
-    assert same(found[1], good[0]) and same(found[3], good[1])
+    assert same_caption(found[1], good[0]) and same_caption(found[3], good[1])
     bad = [found[i] for i in (0, 2, 4, 5)]
     assert [caption.path for caption in bad] == [
         str(empty),
@@ -146,7 +139,7 @@ def test_known_features_give_the_same_captions(captioner: Captioner, pictures: n
     assert features.shape == (20, captioner.encoder.num_cells, captioner.encoder.channels)
     assert features.dtype == np.float16
     wanted = captioner.caption(pixels, attention=True)
-    assert all(map(same, captioner.caption_features(features, attention=True), wanted))
+    assert all(map(same_caption, captioner.caption_features(features, attention=True), wanted))
 
     class Store:
         def read(self, ids: list[str]) -> np.ndarray:
@@ -237,7 +230,7 @@ def test_a_run_folder_is_all_that_is_needed(
     run.save_best(captioner.decoder, captioner.encoder, {"epoch": 1, "phase": "decoder"})
     moved = run.folder.rename(tmp_path / "moved")
     loaded = Captioner.load(moved)
-    assert all(map(same, loaded.caption(pictures[:5]), captioner.caption(pictures[:5])))
+    assert all(map(same_caption, loaded.caption(pictures[:5]), captioner.caption(pictures[:5])))
 
 
 def test_a_caption_as_json() -> None:

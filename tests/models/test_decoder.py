@@ -8,12 +8,14 @@ import tensorflow as tf
 
 from captioner.config import DecoderConfig
 from captioner.errors import RunError
-from captioner.models.decoder import CaptionDecoder, _dropout
+from captioner.models.decoder import CaptionDecoder
+from captioner.models.layers.dropout import BatchDropout
+from captioner.models.layers.packed_forward import packed_forward, unpack_logits
 
 KINDS = {
     "dot": {"attention": "dot"},
     "two heads, sentinel, tied": {"attention": "dot", "heads": 2, "sentinel": True, "tied": True},
-    "normalised grid": {"attention": "dot", "l2_normalize_features": True},
+    "normalized grid": {"attention": "dot", "l2_normalize_features": True},
     "additive": {"attention": "additive"},
     "additive, sentinel": {"attention": "additive", "sentinel": True},
 }
@@ -42,21 +44,15 @@ def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return grids, words_in.astype("int32"), words_out.astype("int32"), real.astype("float32")
 
 
-def loop_over_step(decoder: CaptionDecoder, grids: tf.Tensor, words_in: np.ndarray) -> tf.Tensor:
-    """Teacher forcing as search would do it: (B, R, T, V)."""
-    memory = decoder.project_memory(grids)
-    state = tf.repeat(decoder.initial_state(memory), R, axis=0)
-    logits = []
-    for t in range(T):
-        word, state, _ = decoder.step(words_in[:, :, t].reshape(-1), state, memory)
-        logits.append(tf.reshape(word, [B, R, V]))
-    return tf.stack(logits, 2)
+def fast(decoder: CaptionDecoder, grids: tf.Tensor, words_in: np.ndarray, real: np.ndarray) -> tf.Tensor:
+    """What training computes, laid out as the plain forward pass is: (B, R, T, V)."""
+    return unpack_logits(packed_forward(decoder, (grids, words_in), words_in, real), words_in.shape)
 
 
-def test_the_whole_sequence_equals_a_loop_over_step(decoder, batch):
+def test_the_packed_path_equals_the_plain_loop_over_step(decoder, batch):
     grids, words_in, _, real = batch
-    looped = loop_over_step(decoder, grids, words_in) * real[..., None]
-    np.testing.assert_allclose(decoder((grids, words_in)), looped, atol=1e-5)
+    plain = decoder((grids, words_in)) * real[..., None]
+    np.testing.assert_allclose(fast(decoder, grids, words_in, real), plain, atol=1e-5)
 
 
 def test_the_hand_written_gradient_equals_autodiff_through_the_plain_loop(decoder, batch):
@@ -71,13 +67,16 @@ def test_the_hand_written_gradient_equals_autodiff_through_the_plain_loop(decode
             objective = tf.reduce_sum(tf.sin(logits_of()) * weighting)
         return tape.gradient(objective, sources)
 
-    plain = gradients(lambda: loop_over_step(decoder, grids, words_in))
-    fast = gradients(lambda: decoder((grids, words_in)))
-    compiled = tf.function(lambda: gradients(lambda: decoder((grids, words_in))), autograph=False)()
+    def packed():
+        return fast(decoder, grids, words_in, real)
+
+    plain = gradients(lambda: decoder((grids, words_in)))
+    found = gradients(packed)
+    compiled = tf.function(lambda: gradients(packed), autograph=False)()
     names = ["grids", *(v.name for v in decoder.trainable_variables)]
-    for name, expected, *found in zip(names, plain, fast, compiled, strict=True):
+    for name, expected, *others in zip(names, plain, found, compiled, strict=True):
         expected = np.asarray(tf.convert_to_tensor(expected))
-        for other in found:
+        for other in others:
             scale = np.abs(expected).max()
             assert scale > 0, name
             np.testing.assert_allclose(
@@ -90,7 +89,7 @@ def test_attention_gets_its_gradient_too(decoder, batch):
     variables = [v.value for v in decoder.trainable_variables]
 
     def looks(words_in):
-        return decoder.packed_forward((grids, words_in), words_out, weights).attention
+        return packed_forward(decoder, (grids, words_in), words_out, weights).attention
 
     with tf.GradientTape() as tape:
         objective = tf.reduce_sum(looks(words_in)[..., 0] ** 2)
@@ -132,29 +131,21 @@ def test_attention_over_the_cells_sums_to_one(decoder, batch):
     assert (total < 1).all() if decoder.config.sentinel else np.allclose(total, 1)
 
 
-def test_dropout_depends_on_its_seed_alone(batch):
+def test_dropout_depends_on_the_seed_and_the_pictures_numbers_alone(batch):
     decoder = CaptionDecoder(DecoderConfig(units=8, embedding=6), vocabulary_size=V, channels=C)
     grids, words_in, words_out, weights = batch
 
-    def run(seed):
-        return np.asarray(
-            decoder.packed_forward((grids, words_in), words_out, weights, tf.constant(seed)).logits
+    def logits(seed, pictures):
+        dropout = BatchDropout(tf.constant(seed), B)
+        part = [x[pictures] for x in (grids, words_in, words_out, weights)]
+        packed = packed_forward(
+            decoder, (part[0], part[1]), *part[2:], dropout=dropout, pictures=tf.constant(pictures)
         )
+        return np.asarray(unpack_logits(packed, (len(pictures), R, T)))
 
-    np.testing.assert_array_equal(run([0, 1]), run([0, 1]))
-    assert np.abs(run([0, 1]) - run([0, 2])).max() > 0
-
-
-@pytest.mark.parametrize(("rate", "share"), [(0.5, 0.5), (0.1, 26 / 256), (1 / 1000, 0), (0.999, 255 / 256)])
-def test_dropout_drops_the_share_it_says_and_keeps_the_mean(rate, share):
-    x = tf.ones([999, 501])
-    dropped = np.asarray(_dropout(x, rate, tf.constant([3, 4]), place=1))
-    assert np.unique(dropped).tolist() == ([0, np.float32(1 / (1 - share))] if share else [1])
-    spread = (share * (1 - share) / x.shape.num_elements()) ** 0.5
-    assert abs((dropped == 0).mean() - share) <= 5 * spread
-    for axis in (0, 1):  # neighbours share a draw of four bytes, but no fate
-        a, b = (np.take(dropped == 0, range(start, 500 + start), axis) for start in (0, 1))
-        assert abs((a & b).mean() - share**2) <= 10 * spread
+    whole = logits([0, 1], [0, 1, 2, 3])
+    np.testing.assert_allclose(logits([0, 1], [3, 1]), whole[[3, 1]], atol=1e-6)
+    assert np.abs(whole - logits([0, 2], [0, 1, 2, 3])).max() > 0
 
 
 def test_products_in_bfloat16_stay_close(batch):

@@ -15,12 +15,13 @@ from PIL import Image
 
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
+from captioner.data.feature_cache import FeatureStore
 from captioner.data.images import read_image
 from captioner.errors import CacheError, CaptionerError, EncoderError, RunError
-from captioner.models import extraction
+from captioner.models import feature_extraction
 from captioner.models.backbones import ENCODERS
 from captioner.models.encoder import Encoder, load_encoder
-from captioner.models.feature_extraction import FeatureStore, cache_folder, extract
+from captioner.models.feature_extraction import cache_folder, extract
 from captioner.system import files
 
 SIZE = 32
@@ -53,20 +54,20 @@ def cache(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight rows a shard, so that there are several."""
-    monkeypatch.setattr(extraction, "SHARD_PICTURES", 8)
+    monkeypatch.setattr(feature_extraction, "SHARD_PICTURES", 8)
 
 
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Counts the pictures that go through the CNN; the list grows by one entry a batch."""
     batches: list[int] = []
-    encode = extraction.Extraction._encode
+    encode = feature_extraction.Extraction._encode
 
     def counting(self: Any) -> None:
         batches.append(len(self._batch))
         encode(self)
 
-    monkeypatch.setattr(extraction.Extraction, "_encode", counting)
+    monkeypatch.setattr(feature_extraction.Extraction, "_encode", counting)
     return batches
 
 
@@ -153,7 +154,7 @@ def test_an_unchanged_picture_is_not_even_opened(
     def forbidden(*_: Any) -> Any:
         raise AssertionError("opened")
 
-    monkeypatch.setattr(extraction.Extraction, "_read", forbidden)
+    monkeypatch.setattr(feature_extraction.Extraction, "_read", forbidden)
     np.testing.assert_array_equal(everything(extract(records, encoder, folder=cache, quiet=True)), old)
 
 
@@ -184,7 +185,7 @@ def test_interrupted_and_run_again_gives_the_same_bytes(
 ) -> None:
     records[3].path.write_bytes(b"bad")
     unbroken = extract(records, encoder, folder=cache / "unbroken", batch_size=4, quiet=True)
-    encode = extraction.Extraction._encode
+    encode = feature_extraction.Extraction._encode
     done = []
 
     def interrupting(self: Any) -> None:
@@ -194,7 +195,7 @@ def test_interrupted_and_run_again_gives_the_same_bytes(
         encode(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(extraction.Extraction, "_encode", interrupting)
+        patch.setattr(feature_extraction.Extraction, "_encode", interrupting)
         with pytest.raises(KeyboardInterrupt):
             extract(records, encoder, folder=cache / "broken", batch_size=4, quiet=True)
     store = extract(records, encoder, folder=cache / "broken", batch_size=4, quiet=True)

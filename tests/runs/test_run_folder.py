@@ -89,7 +89,7 @@ def test_a_run_is_found_again_wherever_it_is_moved(run: Run, tmp_path: Path) -> 
     assert again.vocabulary.words == VOCABULARY.words
     assert again.seeded_splits == {"train": ["a", "b"], "dev": ["c"]}
     assert again.encoder_info == ENCODER_INFO
-    assert again.best is not None and again.best["epoch"] == 1
+    assert again.best_info() is not None and again.best_info()["epoch"] == 1
     assert set(arrays_of(again)) == {"decoder/kernel", "encoder/bias"}
     assert str(tmp_path) not in "".join(
         path.read_text(encoding="utf-8") for path in again.folder.rglob("*.json")
@@ -99,7 +99,7 @@ def test_a_run_is_found_again_wherever_it_is_moved(run: Run, tmp_path: Path) -> 
 def test_a_run_without_made_splits(tmp_path: Path) -> None:
     run = Run.create(tmp_path, CONFIG, VOCABULARY, ENCODER_INFO)
     assert run.seeded_splits is None and not (tmp_path / "splits.json").exists()
-    assert run.best is None
+    assert run.best_info() is None
     with pytest.raises(RunError, match="no finished epoch yet"):
         run.load_best()
 
@@ -185,7 +185,7 @@ def test_best_weights_come_back_as_they_were(run: Run) -> None:
     np.testing.assert_array_equal(arrays["decoder/gru/kernel"], kernel)
     np.testing.assert_array_equal(arrays["encoder/bias"], kernel.T)
     assert arrays["decoder/steps"] == 7 and arrays["decoder/steps"].dtype.kind == "i"
-    assert run.best == {"epoch": 3}
+    assert run.best_info() == {"epoch": 3}
 
 
 def test_half_the_size_but_nothing_becomes_infinite(run: Run) -> None:
@@ -265,9 +265,9 @@ def test_stopped_inside_a_save_the_best_is_whole(
     for _ in range(2):
         again = Run.open(run.folder)
         if first and expected == 1:
-            assert again.best is None
+            assert again.best_info() is None
         else:
-            assert again.best is not None and again.best["epoch"] == expected
+            assert again.best_info() is not None and again.best_info()["epoch"] == expected
             assert arrays_of(again)["decoder/kernel"][0] == expected
         with files_no_larger_than(0), pytest.raises(CaptionerError):
             save(again, 3.0, epoch=3)  # a failing save settles what the killed one began, and changes nothing
@@ -282,7 +282,7 @@ def test_a_full_disk_leaves_the_best_as_it_was(run: Run) -> None:
     with files_no_larger_than(50_000), pytest.raises(CaptionerError, match=told):
         save(run, 2.0, epoch=2, size=100_000)
     again = Run.open(run.folder)
-    assert again.best is not None and again.best["epoch"] == 1
+    assert again.best_info() is not None and again.best_info()["epoch"] == 1
     assert sorted(os.listdir(run.folder / "best")) == ["best.json", "weights.safetensors"]
 
 
@@ -357,7 +357,7 @@ from types import SimpleNamespace
 from captioner.runs.run_folder import Run
 run = Run.open(sys.argv[1])
 with run.training():
-    for epoch in range((run.best or {"epoch": 0})["epoch"] + 1, 10**6):
+    for epoch in range((run.best_info() or {"epoch": 0})["epoch"] + 1, 10**6):
         weights = SimpleNamespace(weights_dict=lambda: {"kernel": np.full(300_000, epoch, np.float32)})
         run.save_best(weights, weights, {"epoch": epoch})
         run.append_history({"epoch": epoch})
@@ -378,8 +378,8 @@ def test_killed_ten_times_while_saving(run: Run) -> None:
         printed = writer.stdout.read().split()
         writer.communicate()
         again = Run.open(run.folder)
-        assert again.best is not None
-        epoch = again.best["epoch"]
+        assert again.best_info() is not None
+        epoch = again.best_info()["epoch"]
         assert epoch >= max([saved, *map(int, printed)])
         assert set(arrays_of(again)["decoder/kernel"]) == {epoch}
         done = [entry["epoch"] for entry in again.history()]

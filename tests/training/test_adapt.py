@@ -16,6 +16,7 @@ from captioner.errors import ConfigError, DataError
 from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
+from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.adapt import AdaptStep, StartCaptions, most_alike
 from captioner.training.input_pipeline import TokenizedCaptions
 from captioner.training.losses import divergence
@@ -144,7 +145,7 @@ def test_steps_stay_closer_to_the_start_with_closeness() -> None:
             [step.train(((features, learned[0]), *learned[1:]), n).cross_entropy_sum for n in range(8)]
         )
         inputs = (tf.cast(batch[0], tf.float32), batch[1])
-        then, now = (d.packed_forward(inputs, *batch[2:]).logits for d in (start, decoder))
+        then, now = (packed_forward(d, inputs, *batch[2:]).logits for d in (start, decoder))
         distances.append(float(tf.reduce_mean(divergence(then, now, shares))))
     assert losses[0][-1] < losses[0][0]
     assert distances[1] < distances[0] / 2

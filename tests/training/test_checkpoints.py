@@ -149,7 +149,7 @@ def test_another_shape_or_another_set_of_objects(tmp_path: Path) -> None:
         CheckpointManager(tmp_path, {**state_of(1), "encoder": tf.Variable(1.0)}).restore()
 
 
-def test_models_and_optimisers_come_back(tmp_path: Path) -> None:
+def test_models_and_optimizers_come_back(tmp_path: Path) -> None:
     keras = pytest.importorskip("keras")
 
     def objects() -> dict[str, object]:

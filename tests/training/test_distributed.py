@@ -20,8 +20,8 @@ from captioner.data.datasets import load_split
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.runs.run_folder import Run
+from captioner.training.distributed import this_worker
 from captioner.training.input_pipeline import PixelSource, TokenizedCaptions, TrainingBatches
-from captioner.training.teams import this_worker
 from tests.conftest import TINY_NETWORKS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,6 @@ from captioner.training.input_pipeline import (
     PixelSource,
     TokenizedCaptions,
     TrainingBatches,
-    evaluation_batches,
 )
 
 TOY = {"a.png": ("a dog runs", "a dog"), "b.png": ("a cat sleeps",), "c.png": ("a man",)}
@@ -172,13 +171,6 @@ def test_shards_share_out_every_batch(parts):
         assert sorted(np.concatenate(dealt)) == sorted(batch)
         assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
         assert all((np.diff(table.longest[part]) <= 0).all() for part in dealt)
-
-
-def test_evaluation_goes_through_the_pictures_in_order():
-    ids = [f"{i}" for i in range(7)]
-    found = list(evaluation_batches(ids, Numbers(ids), batch_size=3))
-    assert [part for part, _ in found] == [ids[:3], ids[3:6], ids[6:]]
-    assert np.concatenate([features for _, features in found])[:, 0, 0].tolist() == list(range(7))
 
 
 def test_features_that_have_become_unreadable_say_so_themselves():

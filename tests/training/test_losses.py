@@ -10,7 +10,8 @@ from captioner.config import DecoderConfig, PhaseConfig
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.layers.mixed_precision import BIAS_ROWS
-from captioner.models.layers.packed_captions import Packed
+from captioner.models.layers.packed_captions import PackedBatch
+from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.losses import caption_loss, coverage, cross_entropy, load_loss, reward_loss
 
 V = 9
@@ -28,13 +29,13 @@ def packed(extra_padding: int = 0, **config):
     pad = [(0, 0), (0, 0), (0, extra_padding)]
     words_in, words_out = np.pad(words_in, pad), np.pad(words_out, pad)
     grids = np.random.default_rng(0).normal(size=(1, 5, 3)).astype("float32")
-    return decoder.packed_forward((grids, words_in), words_out, (words_out > 0).astype("float32"))
+    return packed_forward(decoder, (grids, words_in), words_out, (words_out > 0).astype("float32"))
 
 
-def words_of(outputs, matrix, words, tied=False) -> Packed:
+def words_of(outputs, matrix, words, tied=False) -> PackedBatch:
     """Packed words, without a bias unless the two hold one."""
     outputs, matrix = (tf.convert_to_tensor(x, tf.float32) for x in (outputs, matrix))
-    return Packed(outputs, matrix, tied, tf.constant(words), tf.ones([len(words)]), None, None, None)
+    return PackedBatch(outputs, matrix, tied, tf.constant(words), tf.ones([len(words)]), None, None, None)
 
 
 def test_uniform_logits_give_log_v():

@@ -1,4 +1,4 @@
-"""Optimisers, schedules, clipping, averages."""
+"""Optimizers, schedules, clipping, averages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from captioner.training.optimizers import (
 
 
 def plain_descent(rate):
-    """An optimiser of one's own."""
+    """An optimizer of one's own."""
     return keras.optimizers.SGD(rate, momentum=0.5)
 
 
@@ -31,7 +31,7 @@ def variables():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_every_optimiser_goes_downhill(name):
+def test_every_optimizer_goes_downhill(name):
     weights = variables()
     rate = 1.0 if name == "adadelta" else 0.05
     phase = PhaseConfig(optimizer=name, learning_rate=rate, schedule="constant", warmup_steps=0, clip_norm=0)

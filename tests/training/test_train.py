@@ -39,7 +39,7 @@ def command(recipe: Path, data: Path, run: Path, *more: str) -> list[str]:
 
 
 def latest_values(run: Path) -> dict[str, np.ndarray]:
-    """Everything in the newest checkpoint, the optimiser's moments too, but for the time it took."""
+    """Everything in the newest checkpoint, the optimizer's moments too, but for the time it took."""
     folder = max((run / "latest").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     newest = max(folder.glob("ckpt-*.index"), key=lambda path: int(path.stem.partition("-")[2]))
     reader = tf.train.load_checkpoint(str(newest.with_suffix("")))
@@ -69,11 +69,11 @@ def assert_same_training(one: Path, other: Path) -> None:
 
 
 def by_heart(folder: Path) -> Path:
-    """A data set whose dev pictures are its training pictures: eight coloured patterns, a sentence each."""
+    """A data set whose dev pictures are its training pictures: eight colored patterns, a sentence each."""
     folder.mkdir()
-    colours = np.random.default_rng(1).integers(0, 256, (8, 2, 2, 3), dtype=np.uint8)
+    colors = np.random.default_rng(1).integers(0, 256, (8, 2, 2, 3), dtype=np.uint8)
     rows = [("image", "caption", "split")]
-    for number, (pattern, sentence) in enumerate(zip(colours, SENTENCES, strict=True)):
+    for number, (pattern, sentence) in enumerate(zip(colors, SENTENCES, strict=True)):
         for copy in range(25):  # an epoch is 24 steps: many small epochs would take longer
             name = f"{number}-{copy}.png"
             Image.fromarray(pattern.repeat(16, 0).repeat(16, 1)).save(folder / name)
@@ -116,7 +116,10 @@ def test_a_run_folder_holds_all_of_it(tiny_run):
 def test_the_best_epoch_is_kept_and_captions(tiny_run, scenes_folder):
     run = Run.open(tiny_run)
     best = min(run.history(), key=lambda entry: entry["dev_loss"])
-    assert run.best is not None and (run.best["phase"], run.best["epoch"]) == (best["phase"], best["epoch"])
+    assert run.best_info() is not None and (run.best_info()["phase"], run.best_info()["epoch"]) == (
+        best["phase"],
+        best["epoch"],
+    )
     assert best["phase"] != "frozen", "so the encoder was trained"
     assert run.encoder_info["digest"] != run.load_best()[1].digest
     picture = sorted((scenes_folder / "images").glob("test*"))[0]
@@ -257,7 +260,7 @@ def test_parts_of_ones_own_and_an_early_stop(scenes_folder, tmp_path, monkeypatc
 
     assert {"loss", "optimizer", "regularizer 1e-06"} <= set(own_parts.CALLS)
     run = Run.open(tmp_path / "run")
-    history, best = run.history(), run.best
+    history, best = run.history(), run.best_info()
     losses = [entry["dev_loss"] for entry in history]
     assert best is not None and best["epoch"] == int(np.argmin(losses)) + 1
     assert len(history) == best["epoch"] + 2 < 40, "two epochs without a better one, then it stops"
@@ -280,10 +283,10 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
 def test_tensorboard_gets_the_figures_of_each_epoch(tmp_path):
     pytest.importorskip("tensorboard")
-    from captioner.training.train_loop import _summarise
+    from captioner.training.train_loop import _summarize
 
     for epoch in (1, 2):
-        _summarise(
+        _summarize(
             {"phase": "decoder", "epoch": epoch, "dev_loss": 3.0 - epoch, "cider": 10 * epoch}, str(tmp_path)
         )
     found = {}

@@ -7,16 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig, PhaseConfig, TrainConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
+from captioner.models.device import find_device
 from captioner.models.encoder import Encoder, load_encoder
+from captioner.training.losses import weight_penalty
 from captioner.training.optimizers import TrainOptimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.train_step import (
-    FROZEN_ENCODER_BATCH,
     StepStats,
     TrainStep,
     encoder_variables,
@@ -114,15 +116,59 @@ def test_a_step_depends_on_its_number_and_the_weights_alone():
     assert not equal(weights_of(unbroken), weights_of(resumed)), "another step drops other numbers"
 
 
-def test_micro_batches_side_by_side_give_the_step_of_the_whole():
+def own_loss(logits: Any, words: Any, weights: Any) -> Any:
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(words, logits)
+    return tf.reduce_sum(nats * weights) / tf.reduce_sum(weights)
+
+
+REWARD = {"objective": "reward", "samples": 3, "cross_entropy": 0.3}
+
+
+@pytest.mark.machines
+@pytest.mark.parametrize(
+    ("objective", "from_scratch"),
+    [
+        ({"coverage": 0.5, "ema_decay": 0.9}, False),
+        (REWARD, False),
+        ({"objective": "tests.training.test_train_step:own_loss"}, True),
+        (REWARD, True),
+    ],
+    ids=["coverage", "reward", "a loss of one's own, CNN from nothing", "reward, CNN from nothing"],
+)
+def test_the_number_of_micro_batches_changes_nothing(objective, from_scratch):
+    """Dropout, samples, batch normalization: all that a step draws or averages is of the whole batch."""
+    pixels = 32 if from_scratch else 0
+    phase = dataclasses.replace(PLAIN, **objective)
+    config = dataclasses.replace(CONFIG, encoder=EncoderConfig("small_cnn", weights="none"))
     found = []
-    for parts in (1, 2, 5):
-        config = dataclasses.replace(CONFIG, train=TrainConfig(micro_batches=parts))
-        steps = steps_of(without_dropout(), config=config)
-        steps.train(batch_of(5), 0)
-        found.append(weights_of(steps))
-    assert close(found[0], found[1]) and close(found[0], found[2])
-    assert not equal(found[0], found[2]), "three different computations, not one thrice"
+    for count in (1, 2, 16):
+        encoder = load_encoder("small_cnn", weights="none", size=32) if pixels else None
+        if pixels:
+            phase = dataclasses.replace(phase, trains=("decoder", "encoder"), encoder_learning_rate=0.01)
+        steps = steps_of(
+            phase,
+            encoder=encoder,
+            config=dataclasses.replace(config, train=TrainConfig(micro_batches=count)),
+        )
+        figures = []
+        for step in range(3):
+            batch = batch_of(16 - step, seed=step, pixels=pixels)
+            batch[2][1] = batch[0][1][1] = batch[1][1] = 0  # a picture that could not be read
+            if phase.objective == "reward":
+                reward = CaptionReward([[[4, 5, 6]], [[7, 8]], [[9, 10, 4]], [[5, 5]]] * 4)
+                figures.append(steps.self_critical_step(batch, step, np.arange(16 - step), reward))
+            else:
+                figures.append(steps.train(batch, step))
+        arrays = weights_of(steps) | (encoder.weights_dict() if encoder else {})
+        found.append((figures, arrays))
+    (figures, arrays), *others = found
+    for other_figures, other_arrays in others:
+        np.testing.assert_allclose(other_figures, figures, rtol=1e-4)
+        for name, array in arrays.items():
+            np.testing.assert_allclose(
+                other_arrays[name], array, rtol=1e-4, atol=1e-5 * np.abs(array).max(), err_msg=name
+            )
+    assert not equal(arrays, others[0][1]), "two computations, not one twice"
 
 
 def test_a_picture_without_weight_counts_for_nothing():
@@ -160,6 +206,10 @@ def test_reward_makes_captions_better(mixed):
     assert last > first + 30, "points of CIDEr-D"
     assert all(f.samples == f.captions == 24 for f in figures)
     assert (figures[0].words > 0) == (mixed > 0), "cross entropy is known only where it is asked for"
+    steps.decoder.word_bias.assign(np.full(V, 1e38, np.float32))
+    steps.decoder.output_kernel.assign(np.full(steps.decoder.output_kernel.shape, 1e38, np.float32))
+    spoiled = steps.self_critical_step(batch, 40, np.arange(4), reward)
+    assert not np.isfinite(spoiled.cross_entropy_sum), "so the training stops, also without cross entropy"
 
 
 def test_a_picture_without_weight_is_not_rewarded():
@@ -197,7 +247,7 @@ def test_only_what_a_phase_trains_changes(encoder):
     assert changed == list(cnn)[-last:], "the layer it names and those after it"
 
 
-@pytest.mark.parametrize("pictures", [4, 2 * FROZEN_ENCODER_BATCH + 5])
+@pytest.mark.parametrize("pictures", [4, 2 * find_device().frozen_encoder_batch + 5])
 def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder, pictures):
     steps = steps_of(encoder=encoder)
     decoder, cnn = weights_of(steps), encoder.weights_dict()
@@ -218,7 +268,7 @@ def test_a_layer_that_is_not_there(encoder):
         encoder_variables(PhaseConfig(encoder_from=f"{near}x"), encoder)
 
 
-def test_regularisation_is_part_of_the_objective(encoder):
+def test_regularization_is_part_of_the_objective(encoder):
     config = dataclasses.replace(
         CONFIG,
         encoder=EncoderConfig(l2=0.01),
@@ -229,4 +279,5 @@ def test_regularisation_is_part_of_the_objective(encoder):
     matrices = [array for array in steps.decoder.weights_dict().values() if array.ndim == 2]
     expected = 0.1 * sum((a.astype(float) ** 2).sum() for a in matrices)
     expected += 0.01 * sum((np.asarray(v).astype(float) ** 2).sum() for v in encoder.trainable_variables)
-    assert float(steps._penalty()) == pytest.approx(expected, rel=1e-4)
+    penalty = weight_penalty(steps.decoder, encoder.trainable_variables, 0.01)
+    assert float(penalty) == pytest.approx(expected, rel=1e-4)

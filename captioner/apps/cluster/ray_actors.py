@@ -22,7 +22,7 @@ from captioner.errors import CaptionerError, ImageError
 
 def read_block(row: Mapping[str, Any]) -> dict[str, Any]:
     """The pictures of a row, read, digested and decoded: pixels (n, H, W, 3) of those that could be."""
-    from captioner.models.extraction import Picture, read_picture
+    from captioner.models.feature_extraction import Picture, read_picture
 
     size = (int(row["size"][0]), int(row["size"][1]))
     with ThreadPoolExecutor(max(1, _own_cores())) as threads:
@@ -95,7 +95,7 @@ class FeatureActor:
 
     def _store(self, block: Mapping[str, Any]) -> None:
         from captioner.data.feature_cache import FileStat
-        from captioner.models.extraction import BATCH_SIZE, rows_of
+        from captioner.models.feature_extraction import BATCH_SIZE, encode_rows
 
         good = [place for place, digest in enumerate(block["digests"]) if digest]
         if not good:
@@ -107,7 +107,7 @@ class FeatureActor:
             chosen = kept[start : start + BATCH_SIZE]
             batch = np.zeros((BATCH_SIZE, *block["pixels"].shape[1:]), np.uint8)
             batch[: len(chosen)] = block["pixels"][chosen]
-            rows.append(rows_of(self._encoder, batch)[: len(chosen)])
+            rows.append(encode_rows(self._encoder, batch)[: len(chosen)])
         pictures = [(str(block["digests"][good[at]]), str(block["ids"][good[at]])) for at in kept]
         seen = {}
         for place in good:

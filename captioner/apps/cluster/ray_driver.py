@@ -52,9 +52,9 @@ def extract_on_ray(
         EncoderError: on another machine the encoder has other weights, or cannot be loaded.
         CaptionerError: as `features.extract`.
     """
-    from captioner.data.feature_cache import WORKERS
+    from captioner.data.feature_cache import WORKERS, Failure
     from captioner.models import feature_extraction as features
-    from captioner.models.extraction import shard_pictures
+    from captioner.models.feature_extraction import shard_pictures
     from captioner.system.files import lock
 
     shards = features.shard_folder(encoder, folder)
@@ -74,7 +74,7 @@ def extract_on_ray(
                     block = blocks[row["number"]]
                     for record, digest, error in zip(block, row["digests"], row["errors"], strict=True):
                         if error:
-                            failures.append(features.Failure(record.id, record.path, error))
+                            failures.append(Failure(record.id, record.path, error))
                         else:
                             digests[record.id] = digest
                     progress.update(len(block), **({"failed": len(failures)} if failures else {}))

@@ -95,7 +95,7 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
     target = _target(run, plan)
     from captioner.inference.captioner import Captioner
 
-    best = run.best
+    best = run.best_info()
     captioner = Captioner.of(run)
     job = ExportJob(run, captioner, _precision(captioner, plan), alone=plan.out is not None, data=plan.data)
     with storing(target):
@@ -105,7 +105,7 @@ def export(folder: str | Path, plan: ExportPlan) -> Exported:
             made = Path(parent) / plan.format
             made.mkdir(mode=0o755)
             checks = _make(job, plan, made)
-            if run.best != best:
+            if run.best_info() != best:
                 raise RunError(
                     f"{folder}: has new weights since this began; export again when the training has ended"
                 )
@@ -164,7 +164,7 @@ def _about(job: ExportJob, plan: ExportPlan, checks: Sequence[Check]) -> dict[st
         "format": plan.format,
         "precision": job.precision,
         "run": job.run.folder.resolve().name,
-        "best": job.run.best,
+        "best": job.run.best_info(),
         "encoder": job.run.encoder_info,
         "decode": asdict(decode),
         "words": {"pad": 0, "unknown": 1, "start": 2, "end": 3},

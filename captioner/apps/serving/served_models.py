@@ -95,7 +95,7 @@ class _Networks:
 
 
 def _served_model(run: Run, name: str) -> ServedModel:
-    best = run.best
+    best = run.best_info()
     if best is None:
         raise RunError(f"{run.folder}: no finished epoch yet; go on with `captioner train … --resume`")
     encoder = run.encoder_info

@@ -7,7 +7,7 @@ and every weight and grid gradient is one product over all words afterwards.
 
 Letters as in `decoder.py`: B pictures, R captions a picture, P cells, T words, U state units, A attention
 units, H heads, D context units. At a word, n captions and N pictures are still described; S is the sum of n
-over the words, L that of N. `packing.py` says where the rows lie.
+over the words, L that of N. `packed_captions.py` says where the rows lie.
 
 What only products read is kept in their dtype: half the memory, and cast once.
 
@@ -28,7 +28,7 @@ from captioner.models.layers.packed_captions import ActivationStore, Layout, Sum
 Tensor = Any
 
 
-class Weights(NamedTuple):
+class StepWeights(NamedTuple):
     """The matrices of one word's step, in the dtype of the products; candidate_bias and score float32.
 
     Attributes:
@@ -74,7 +74,7 @@ class AttentionGRUCell:
     dtype: Any
 
     def step(
-        self, state: Tensor, inputs: Tensor, memory: tuple[Tensor, Tensor], weights: Weights, rows: Any
+        self, state: Tensor, inputs: Tensor, memory: tuple[Tensor, Tensor], weights: StepWeights, rows: Any
     ) -> StepActivations:
         """One word of n captions of N pictures; used by training and by search alike.
 
@@ -83,7 +83,7 @@ class AttentionGRUCell:
             inputs: (n, 3U) the embedded word times the input matrix, with its bias.
             memory: keys (N, H, P, A/H) and values (N, H, P, D/H), in the dtype of the products.
             weights: of the step.
-            rows: `packing.DenseRows` or `packing.PackedRows`.
+            rows: `packed_captions.DenseRows` or `packed_captions.PackedRows`.
         """
         U = state.shape[-1]
         keys, values = memory
@@ -107,7 +107,12 @@ class AttentionGRUCell:
         return StepActivations(*kept, new)
 
     def unroll(
-        self, inputs: Tensor, layout: Layout, state: Tensor, memory: tuple[Tensor, Tensor], weights: Weights
+        self,
+        inputs: Tensor,
+        layout: Layout,
+        state: Tensor,
+        memory: tuple[Tensor, Tensor],
+        weights: StepWeights,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All words of a batch.
 
@@ -125,7 +130,7 @@ class AttentionGRUCell:
 
         @tf.custom_gradient
         def packed(inputs: Tensor, state: Tensor, keys: Tensor, values: Tensor, *matrices: Tensor) -> Any:
-            cast, w = (tf.cast(keys, self.dtype), tf.cast(values, self.dtype)), Weights(*matrices)
+            cast, w = (tf.cast(keys, self.dtype), tf.cast(values, self.dtype)), StepWeights(*matrices)
             tape = ActivationStore(self._forward(inputs, layout, state, cast, w), cast, state.shape[-1])
 
             def gradient(*upstream: Tensor) -> tuple[Tensor, ...]:
@@ -136,7 +141,12 @@ class AttentionGRUCell:
         return packed(inputs, state, *memory, *weights)
 
     def _forward(
-        self, inputs: Tensor, layout: Layout, state: Tensor, memory: tuple[Tensor, Tensor], weights: Weights
+        self,
+        inputs: Tensor,
+        layout: Layout,
+        state: Tensor,
+        memory: tuple[Tensor, Tensor],
+        weights: StepWeights,
     ) -> dict[str, Any]:
         """Run the words; a TensorArray per activation."""
         keys, values = memory
@@ -166,7 +176,7 @@ class AttentionGRUCell:
         tape: ActivationStore,
         layout: Layout,
         memory: tuple[Tensor, Tensor],
-        weights: Weights,
+        weights: StepWeights,
     ) -> tuple[Tensor, ...]:
         """Gradients of inputs, first state, keys, values and the four weights."""
         keys, values = memory

@@ -24,7 +24,7 @@ _TRAINED = ContextVar("_TRAINED", default=False)
 
 @contextmanager
 def trained() -> Iterator[None]:
-    """Within, gradients of the layer's calls are wanted; elsewhere its graph is plain, as exports need it."""
+    """Context in which the layer takes the faster gradient; outside, its graph is plain, for exports."""
     token = _TRAINED.set(True)
     try:
         yield

@@ -27,7 +27,7 @@ def append_bias_columns(x: Tensor) -> Tensor:
 
 
 class CastedWeights:
-    """The weights as products need them.
+    """The weights in the dtype of the matrix products.
 
     Args:
         dtype: of the products, tf.float32 or tf.bfloat16.
@@ -39,7 +39,7 @@ class CastedWeights:
 
     @contextmanager
     def shared(self) -> Iterator[None]:
-        """Within, each is made once for all micro-batches; its gradients are added, then cast."""
+        """Context in which each weight is cast once for all micro-batches; gradients are added, then cast."""
         self._made = {}
         try:
             yield

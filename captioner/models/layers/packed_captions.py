@@ -1,4 +1,4 @@
-"""Where the words of a batch lie: the packed layout, and what is stored and summed in it.
+"""Packed captions: the words of a batch without padding, and what is stored and summed in this layout.
 
 Captions stand longest first, so those with a word t are the first `captions[t]` rows; the rows of the words
 follow one another, (S, ·), S being the sum of `captions`. Rows of captions that have ended only fill S up to
@@ -20,11 +20,11 @@ from captioner.models.layers.mixed_precision import Tensor, matmul
 ROWS = 32  # of packed rows; many fewer than a batch has, enough for the batches of an epoch to share shapes
 
 
-class Packed(NamedTuple):
+class PackedBatch(NamedTuple):
     """The words of a batch: the real ones, and rows that fill up.
 
     Attributes:
-        outputs: (M, O) what the output matrix is applied to, with ones (`products.append_bias_columns`).
+        outputs: (M, O) what the output matrix is applied to, with ones (`append_bias_columns`).
         matrix: (O, V), or (V, O) if `tied`, in the dtype of the products, with its bias.
         tied: the matrix is the embedding.
         words: (M,) int32, the words that should have been written.
@@ -91,7 +91,7 @@ class PackedRows(NamedTuple):
 
 
 class Layout:
-    """Which captions and pictures have which words.
+    """The layout of a batch: which captions and pictures have a word t.
 
     Args:
         weights: (T, B, R); from a caption's first word on, up to its last, none is 0.
@@ -132,7 +132,7 @@ class Layout:
         return PackedRows(self.order[:n], tf.minimum(self.positions[: self.pictures[t] * self.R], n), self.R)
 
     def slices(self, t: Tensor) -> tuple[slice, slice]:
-        """Where its rows are among those of all words: captions, pictures."""
+        """The rows of word t among those of all words: of captions, of pictures."""
         start, first = self.first[t], self.first_picture[t]
         return slice(start, start + self.captions[t]), slice(first, first + self.pictures[t])
 
@@ -153,7 +153,7 @@ def _filled(captions: Tensor, most: Tensor) -> Tensor:
 
 
 class ActivationStore:
-    """The stored activations, with the static shapes that a TensorArray forgets."""
+    """The stored activations of all words, with the static shapes that a TensorArray forgets."""
 
     def __init__(self, arrays: dict[str, Any], memory: tuple[Tensor, Tensor], U: int) -> None:
         (_, H, P, A), (_, _, _, D) = (x.shape for x in memory)
@@ -172,7 +172,7 @@ class ActivationStore:
 
 
 def shaped(x: Tensor, shape: tuple[int | None, ...]) -> Tensor:
-    """The tensor with its static shape told."""
+    """The tensor, with this static shape."""
     x.set_shape(shape)
     return x
 

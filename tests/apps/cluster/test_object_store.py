@@ -156,7 +156,7 @@ def test_a_killed_upload_leaves_a_run_that_opens(
     mirror.push()
     run = Run.open(mirror.folder)
     decoder, encoder = run.load_best()
-    run.save_best(decoder, encoder, {**(run.best or {}), "epoch": 77}, half=True)
+    run.save_best(decoder, encoder, {**(run.best_info() or {}), "epoch": 77}, half=True)
 
     def killed(key: str, content: bytes, pipe: Any = mirror._store.pipe_file) -> None:
         if key.endswith("best.json"):
@@ -168,7 +168,7 @@ def test_a_killed_upload_leaves_a_run_that_opens(
         mirror.push()
     reader = Mirror(place, tmp_path / "two")
     reader.pull()
-    best = Run.open(reader.folder).best
+    best = Run.open(reader.folder).best_info()
     assert best is not None and best["epoch"] == 77
     mirror.push()
     assert not any(name.endswith("next.json") for name in there(store, place))

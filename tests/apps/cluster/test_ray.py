@@ -22,10 +22,10 @@ from captioner.apps.sidecars.journal import Journal
 from captioner.cli.main import main
 from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
+from captioner.data.feature_cache import FeatureStore
 from captioner.errors import ConfigError, MissingExtra
-from captioner.models import extraction
-from captioner.models.feature_extraction import FeatureStore, extract
-from captioner.system.files import digest_bytes
+from captioner.models import feature_extraction
+from captioner.models.feature_extraction import extract
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPE = """
@@ -100,13 +100,26 @@ def when(condition: Callable[[], bool], do: Callable[[], None]) -> threading.Thr
     return thread
 
 
-def rows(store: FeatureStore) -> dict[str, str]:
-    return {name: digest_bytes(store.read([name]).tobytes()) for name in store.ids}
+def check_same_rows(store: FeatureStore, other: FeatureStore) -> None:
+    """The same pictures with the same features; an actor has one core, so their last bits may differ."""
+    assert store.ids == other.ids
+    np.testing.assert_allclose(store.read(store.ids), other.read(store.ids), rtol=2e-3, atol=1e-3)
+
+
+@pytest.fixture
+def victim(cluster: Any) -> Iterator[Any]:
+    """A node that the test takes away; another one comes in its place, also if the test fails."""
+    yield cluster.kept.pop()
+    cluster.kept.append(cluster.add_node(num_cpus=1))
 
 
 @pytest.mark.slow
 def test_features_while_a_node_dies(
-    cluster: Any, records: list[CaptionedImage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Any,
+    victim: Any,
+    records: list[CaptionedImage],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from captioner.apps.cluster.ray_driver import extract_on_ray
     from captioner.config import load_config
@@ -117,10 +130,9 @@ def test_features_while_a_node_dies(
     config = load_config(recipe)
     encoder = load_encoder("small_cnn", weights="none", size=32)
     monkeypatch.setattr(shards, "_SETTLED_NS", 0)
-    monkeypatch.setattr(extraction, "SHARD_PICTURES", 64)
+    monkeypatch.setattr(feature_extraction, "SHARD_PICTURES", 64)
     alone = extract(records, encoder, folder=tmp_path / "alone", quiet=True)
     made = tmp_path / "made"
-    victim = cluster.kept.pop()
     killing = when(
         lambda: len(list(made.glob("workers/ray/0*.json"))) >= 3,
         lambda: cluster.remove_node(victim, allow_graceful=False),
@@ -128,25 +140,26 @@ def test_features_while_a_node_dies(
     store = extract_on_ray(records, encoder, config, address=cluster.address, folder=made, quiet=True)
     killing.join(1)
     assert not killing.is_alive(), "the job was over before the node could be killed"
-    assert len(store) == 1997 and rows(store) == rows(alone)
+    assert len(store) == 1997
+    check_same_rows(store, alone)
     assert sorted(f.id for f in store.failures) == ["0005", "0700", "1999"]
     assert "no picture" in store.failures[0].reason
     assert not (made / "workers" / "ray").exists()
     # One machine finds it complete: nothing is read again, nothing computed.
     forbidden = pytest.MonkeyPatch()
     with forbidden.context() as patch:
-        patch.setattr(extraction.Extraction, "_encode", None)
+        patch.setattr(feature_extraction.Extraction, "_encode", None)
         good = [record for record in records if record.id in store]
-        assert rows(extract(good, encoder, folder=made, quiet=True)) == rows(alone)
-    cluster.kept.append(cluster.add_node(num_cpus=1))
+        check_same_rows(extract(good, encoder, folder=made, quiet=True), alone)
 
 
 @pytest.mark.slow
-def test_captions_while_a_node_dies(cluster: Any, photos: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_captions_while_a_node_dies(
+    cluster: Any, victim: Any, photos: Path, tiny_run: Path, tmp_path: Path
+) -> None:
     one, many = tmp_path / "one", tmp_path / "many"
     command = ["caption", str(photos), "--recursive", "--run", str(tiny_run), "--quiet", "--write", "txt,csv"]
     assert main([*command, "--out", str(one)]) == 1  # three cannot be read
-    victim = cluster.kept.pop()
     killing = when(
         lambda: sum(1 for _ in many.rglob("*.txt")) >= 200,
         lambda: cluster.remove_node(victim, allow_graceful=False),
@@ -169,7 +182,6 @@ def test_captions_while_a_node_dies(cluster: Any, photos: Path, tiny_run: Path, 
             for entry in entries:
                 entry.get("found", {}).pop("score", None)
             assert entries[0] == entries[1]
-    cluster.kept.append(cluster.add_node(num_cpus=1))
 
 
 @pytest.mark.slow
@@ -206,12 +218,13 @@ def test_gpus_have_pictures_read_for_them(
     recipe = tmp_path / "recipe.toml"
     recipe.write_text(RECIPE, encoding="utf-8")
     encoder = load_encoder("small_cnn", weights="none", size=32)
-    monkeypatch.setattr(extraction, "SHARD_PICTURES", 64)
+    monkeypatch.setattr(feature_extraction, "SHARD_PICTURES", 64)
     node = cluster.add_node(num_cpus=1, num_gpus=1)
     place = {"address": cluster.address, "folder": tmp_path / "made", "quiet": True}
     store = extract_on_ray(records[:300], encoder, load_config(recipe), **place)
     alone = extract(records[:300], encoder, folder=tmp_path / "alone", quiet=True)
-    assert len(store) >= 298 and rows(store) == rows(alone)
+    assert len(store) >= 298
+    check_same_rows(store, alone)
     # Another seed: another encoder, which the actors refuse.
     other = load_config(recipe, ["seed=1"])
     with pytest.raises(Exception, match="is another one here"):
