@@ -21,6 +21,7 @@ from captioner.data.vocabulary import END, UNK, Vocabulary, words_of
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
+from captioner.models.layers.packed_forward import packed_forward
 from captioner.runs.run_folder import Run
 from captioner.runs.weights import select_prefix
 from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
@@ -178,7 +179,7 @@ def word_shares(
     @tf.function(input_signature=batch, autograph=False)  # type: ignore[untyped-decorator]
     def likely(features: Any, words_in: Any, words_out: Any, weights: Any) -> Any:
         features = tf.ensure_shape(features, [None, None, decoder.channels])
-        packed = decoder.packed_forward((features, words_in), words_out, weights)
+        packed = packed_forward(decoder, (features, words_in), words_out, weights)
         return tf.nn.softmax(packed.logits), packed.words, packed.weights
 
     for start in range(0, len(captions.ids) if new_words else 0, PICTURES_AT_A_TIME):

@@ -32,7 +32,7 @@ class BatchDropout:
     """
 
     def __init__(self, seed: Tensor, pictures: Tensor) -> None:
-        self._seed, self._pictures = seed, pictures
+        self.seed, self._pictures = seed, pictures
         self._kept: dict[int, Tensor] = {}
 
     def __call__(self, x: Tensor, rate: float, *, layer: int, rows: Tensor, per_picture: Any = 1) -> Tensor:
@@ -52,7 +52,7 @@ class BatchDropout:
             words = -(-x.shape[-1] // 4)
             shape = [self._pictures * per_picture, words]
             drawn = tf.random.stateless_uniform(
-                shape, self._seed + [0, layer * 7919], None, None, tf.uint32
+                shape, self.seed + [0, layer * 7919], None, None, tf.uint32
             )  # counted row by row: more rows do not change the first ones
             drawn = tf.reshape(tf.bitcast(drawn, tf.uint8), [-1, 4 * words])
             self._kept[layer] = drawn >= tf.constant(dropped, tf.uint8)
