@@ -77,7 +77,9 @@ def trained_cells(
         if context is None:
             grids = [encoder.model(x, training=False) for x in pixels]
         else:
-            encoder.reseed(*tf.unstack(context.dropout.seed))  # layers that draw for themselves
+            encoder.reseed(
+                context.dropout.seed[0], context.dropout.seed[1]
+            )  # layers that draw for themselves
             grids, moved = _from_scratch(encoder.model, pixels, context)
     rows, columns = encoder.grid
     shape = [-1, rows * columns, encoder.channels]

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from captioner.data import feature_cache as shards
 from captioner.data.datasets import CaptionedImage
 from captioner.data.feature_cache import FeatureStore
 from captioner.data.images import read_image
-from captioner.errors import CacheError, CaptionerError, EncoderError, RunError
+from captioner.errors import CacheError, CaptionerError, EncoderError
 from captioner.models import feature_extraction
 from captioner.models.backbones import ENCODERS
 from captioner.models.encoder import Encoder, load_encoder
@@ -292,14 +293,18 @@ def test_each_encoder_has_a_cache_of_its_own(
     assert cache_folder(encoder).parent == Path.home() / ".cache" / "captioner"
 
 
-def test_two_processes_do_not_write_the_same_cache(
-    records: list[CaptionedImage], encoder: Encoder, cache: Path
+def test_who_finds_another_computing_the_same_features_waits_for_it(
+    records: list[CaptionedImage], encoder: Encoder, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    extract(records[:4], encoder, folder=cache, batch_size=4, quiet=True)
     if files.fcntl is None:
         pytest.skip("no locks on this system")
-    with files.lock(cache), pytest.raises(RunError, match="in use"):
-        extract(records, encoder, folder=cache, batch_size=4, quiet=True)
+    with ThreadPoolExecutor(1) as threads:
+        with files.lock(cache):
+            waiting = threads.submit(extract, records, encoder, folder=cache, batch_size=4)
+            with pytest.raises(TimeoutError):
+                waiting.result(timeout=2)
+        assert len(waiting.result(timeout=100)) == len(extract(records, encoder, folder=cache, quiet=True))
+    assert "another process is computing features there; waiting for it" in capsys.readouterr().err
 
 
 def test_numbers_too_large_for_the_cache(records: list[CaptionedImage], cache: Path) -> None:

@@ -104,9 +104,13 @@ def test_a_batch_is_what_the_table_says_beside_the_pictures_features():
 
 def test_long_captions_are_cut_and_unknown_words_are_unk():
     vocabulary = Vocabulary.build(["a dog"])
-    table = TokenizedCaptions(records({"a.png": ("a dog chases a ball",)}), vocabulary, max_words=3)
-    words_in, words_out, _ = table.pad_batch([0], [[0]])
-    assert words_in.tolist() == [[[2, 4, 5, 1]]] and words_out.tolist() == [[[4, 5, 1, 3]]]
+    captions = ("a dog chases a ball", "a dog runs")
+    table = TokenizedCaptions(records({"a.png": captions}), vocabulary, max_words=3)
+    words_in, words_out, weights = table.pad_batch([0], [[0, 1]])
+    assert words_in.tolist() == [[[2, 4, 5, 1]] * 2]
+    # The first goes on after its third word: it does not teach that a caption ends there.
+    assert words_out.tolist() == [[[4, 5, 1, 0], [4, 5, 1, 3]]]
+    assert weights.tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]]]
 
 
 def test_nothing_to_train_on_is_said():
