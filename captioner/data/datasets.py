@@ -14,7 +14,6 @@ import re
 import unicodedata
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import islice, zip_longest
@@ -271,6 +270,11 @@ def open_dataset(root: str | Path, *splits: str, format: str = "auto", pictures:
     finder = PictureFinder(listing.folders, listing.captions)
     dataset = DataSet(root, name, reader, sources, listing, finder, pictures)
     dataset.unite_names()
+    kind = "folders that cannot be listed"
+    told = listing.problems.names.get(kind, ())
+    for line in [f"{folder}: {reason}" for folder, reason in finder.unlisted.items()]:
+        if line not in told:
+            listing.problems.note(kind, line)
     return dataset
 
 
@@ -495,6 +499,7 @@ class PictureFinder:
     def __init__(self, folders: Sequence[Path], names: Iterable[str]) -> None:
         self._listings: dict[str, _Names] = {}
         self._found: dict[str, Path | None] = {}
+        self.unlisted: dict[str, str] = {}  # folders that are there and cannot be listed, and why
         self.folders = [os.fspath(folder) for folder in folders]
         near = [inner for folder in self.folders for inner in self._customary(folder)]
         self.folders += [*near, *(inner for folder in near for inner in self._customary(folder))]
@@ -533,13 +538,22 @@ class PictureFinder:
             there = os.fspath(existing_form(Path(_linked(folder))))
             exact: dict[str, str] = {}
             folded: dict[str, list[str]] = {}
-            with suppress(OSError, ValueError):
-                for name in os.listdir(there):
-                    # Composed: macOS stores names like "사진.jpg" decomposed.
-                    exact[_composed(name)] = name
-                    folded.setdefault(_composed(name).casefold(), []).append(name)
+            for name in self._names(there):
+                # Composed: macOS stores names like "사진.jpg" decomposed.
+                exact[_composed(name)] = name
+                folded.setdefault(_composed(name).casefold(), []).append(name)
             self._listings[folder] = _Names(there, exact, folded)
         return self._listings[folder]
+
+    def _names(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(folder)
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return []
+        except OSError as error:
+            if os.path.dirname(folder) not in self.unlisted:
+                self.unlisted[folder] = error.strerror or str(error)
+            return []
 
     def _below(self, folder: str) -> list[str]:
         names = (name for name in sorted(self._listing(folder).exact.values()) if "." not in name)

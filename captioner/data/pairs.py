@@ -64,7 +64,11 @@ def parse_pairs(listing: Listing, source: CaptionsFile, split: str) -> None:
 
 def caption_files(root: Path, listing: Listing) -> Iterator[CaptionFile]:
     """The files beside pictures, in order of their names; those without a picture are noted."""
-    for parent, folders, names in os.walk(root):
+
+    def note(error: OSError) -> None:
+        listing.problems.note("folders that cannot be listed", f"{error.filename}: {error.strerror}")
+
+    for parent, folders, names in os.walk(root, onerror=note):
         folders[:] = sorted(name for name in folders if not is_foreign_folder(parent, name))
         inner = Path(parent).relative_to(root).as_posix()
         prefix = "" if inner == "." else inner + "/"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +318,26 @@ def test_pictures_are_found_in_another_case_and_in_any_unicode_form(tmp_path: Pa
     problems = load_split(tmp_path, "all").problems
     assert problems.names["picture names in another case"] == ["img_1.jpg: IMG_1.JPG"]
     assert problems.names["missing pictures"] == ["Both.jpg"]
+
+
+@pytest.mark.parametrize("file", ["captions.csv", "open/p1.txt"])
+def test_a_folder_that_cannot_be_listed_is_said(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root, tests may list everything: the file system's refusal is told, not made."""
+    content = table("open/p1.jpg,a ball", "images/p2.jpg,a ball") if file == "captions.csv" else "a ball"
+    make(tmp_path, {file: content}, ["open/p1.jpg", "images/p2.jpg"])
+    for name in ("listdir", "scandir"):
+        real = getattr(os, name)
+
+        def refuse(folder: Any = ".", real: Any = real) -> Any:
+            if os.path.basename(os.fspath(folder)) == "images":
+                raise PermissionError(errno.EACCES, "Permission denied", os.fspath(folder))
+            return real(folder)
+
+        monkeypatch.setattr(os, name, refuse)
+    (line,) = [line for line in load_split(tmp_path, "all").problems.lines() if "cannot be listed" in line]
+    assert line == f"folders that cannot be listed: 1 ({tmp_path / 'images'}: Permission denied)"
 
 
 def test_pictures_are_not_looked_for_among_thumbnails(tmp_path: Path) -> None:
