@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # a checkout measures itself, installed or not
 
-from captioner.system.hardware import cores, peak_memory_gib  # noqa: E402
+from captioner.system.hardware import cores  # noqa: E402
+
+
+def peak_memory_gib() -> float:
+    """Most memory this process has held so far, in GiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+
 
 Facts = dict[str, Any]  # what a side says of itself before it measures
 Round = Callable[[], dict[str, float]]  # one measurement

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
-import sys
 from functools import cache
 from pathlib import Path
 
@@ -62,9 +60,3 @@ def memory_gib() -> float:
             continue
         total = min(total, int(limit)) if limit.isdecimal() else total
     return total / 2**30
-
-
-def peak_memory_gib() -> float:
-    """Most memory this process has held so far, in GiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
