@@ -35,11 +35,11 @@ EXAMPLES = (
 MOST_UNCORRECTED = 300  # pictures whose captions hold the model to what it knew: more take long to look at
 SHOWN = 10  # pictures side by side
 LABELS = {"cider": "CIDEr", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "dev_loss": "loss, nats per word"}
-EPOCHS, PICTURES = 16, 160  # so many epochs for so many pictures; fewer are seen more often, more less often
-EPOCHS_LEAST, EPOCHS_MOST = 6, 24
+EPOCHS, PICTURES = 8, 160  # so many epochs for so many pictures; fewer are seen more often, more less often
+EPOCHS_LEAST, EPOCHS_MOST = 4, 12  # of a wording that the run knows; more only learns these pictures by heart
 SMALL = 64  # pictures: fewer are learned from in batches of half the size, which are more steps
 OTHER_WORDING = 0.5  # share of words that the run knows: below, it is another language that is learned
-OTHER_RATE = 1e-3  # learning rate then: there is little to be kept
+OTHER_RATE, OTHER_EPOCHS = 1e-3, 12  # learning rate and epochs then: there is little to be kept
 CIDER_FROM = 100  # pictures kept aside: with fewer CIDEr is mostly chance, and the loss chooses the epoch
 
 
@@ -145,6 +145,7 @@ def _suited(splits: Mapping[str, Any], vocabulary: Any) -> Iterator[str]:
     if known_share(captions, vocabulary) < OTHER_WORDING:
         yield "phases.adapt.closeness=0"
         yield f"phases.adapt.learning_rate={OTHER_RATE}"
+        yield f"phases.adapt.epochs={OTHER_EPOCHS}"
 
 
 def _expectations(found: Any, splits: Mapping[str, Any]) -> Iterator[str]:
