@@ -4,6 +4,8 @@
     POST /api/chat       messages, one of them with pictures → a caption of the latest pictures
     GET  /api/tags, /api/ps, /api/version; POST /api/show         what clients ask before
 
+A model that knows several languages writes the one that stands behind its name, as in `flickr8k:de`.
+
 The prompt is not read: these models have one thing to say. Of `options`, `num_predict` limits the words, and
 `temperature`, `top_k`, `top_p`, `seed` draw words at random; but a temperature up to 0.2 (PhotoPrism sends
 0.1 with every request) asks for the likeliest caption, and that is found by search.
@@ -12,6 +14,7 @@ The prompt is not read: these models have one thing to say. Of `options`, `num_p
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hashlib
 import json
 import time
@@ -44,7 +47,7 @@ Pictures = Annotated[list[Any] | None, expecting(_PICTURES)]
 
 
 class _Wanted(BaseModel):
-    model: RunName | None = Field("", description="a run's name, with or without :latest; empty: the first")
+    model: RunName = Field("", description="a run's name, with or without :latest; empty: the first")
     stream: bool | None = Field(True, description="true if missing, as with Ollama: one JSON line")
     options: Annotated[dict[str, Any] | None, expecting("an object")] = Field(
         None, description=_OPTIONS_MEANING
@@ -78,8 +81,8 @@ class ChatRequest(_Wanted):
 class ShowRequest(BaseModel):
     """A request to /api/show: the name under either word."""
 
-    model: RunName | None = None
-    name: RunName | None = None
+    model: RunName = None
+    name: RunName = None
 
 
 class _JSONRoute(APIRoute):
@@ -114,12 +117,13 @@ def add_ollama(api: FastAPI, service: Service) -> None:
         )
 
     async def show(wanted: ShowRequest) -> Any:
-        return _shown(service.model(wanted.model or wanted.name))
+        return _shown(_model_of(service, wanted.model or wanted.name or "")[0])
 
     @api.get("/api/ps", include_in_schema=False)
     @api.get("/api/tags", summary="The models, as Ollama lists them")
     async def tags() -> Any:
-        return {"models": [_listed(model) for model in service.models.values()]}
+        models = service.models.values()
+        return {"models": [_listed(model, tag) for model in models for tag in ("latest", *model.languages)]}
 
     @api.get("/api/version", summary="The version, as Ollama gives it")
     async def version() -> Any:
@@ -150,7 +154,7 @@ async def _generate(
 ) -> Any:
     """The answer to one request; several pictures give a line each."""
     began = time.perf_counter_ns()
-    model = service.model(wanted.model)
+    model, language = _model_of(service, wanted.model or "")
     if not images:
         # So do clients ask Ollama to load a model: nothing to say, and that is done.
         return _answer(model, said(""), wanted.stream, reason="load", began=began)
@@ -158,13 +162,23 @@ async def _generate(
     pictures = await asyncio.to_thread(
         lambda: [decode_base64(image, f"images[{number}]") for number, image in enumerate(images)]
     )
-    found = await captions_of(service, model, pictures, options_from(wanted.options))
+    options = dataclasses.replace(options_from(wanted.options), language=language)
+    found = await captions_of(service, model, pictures, options)
     errors = [caption.error for caption in found if caption.error is not None]
     if errors:
         raise ConfigError(f"the picture {errors[0]}")
     words = sum(len(caption.words) for caption in found)
     text = "\n".join(caption.text for caption in found)
     return _answer(model, said(text), wanted.stream, reason="stop", began=began, words=words)
+
+
+def _model_of(service: Service, name: str) -> tuple[ServedModel, str | None]:
+    """The model of a name, and the language that its tag names: `flickr8k:de`."""
+    bare, _, tag = name.rpartition(":")
+    model = service.models.get(bare)
+    if model is not None and tag in model.languages:
+        return model, tag
+    return service.model(name), None
 
 
 def options_from(given: Mapping[str, Any] | None) -> CaptionOptions:
@@ -222,8 +236,8 @@ def _answer(
     return Response(json.dumps(answer, ensure_ascii=False) + "\n", media_type="application/x-ndjson")
 
 
-def _listed(model: ServedModel) -> dict[str, Any]:
-    name = f"{model.name}:latest"
+def _listed(model: ServedModel, tag: str) -> dict[str, Any]:
+    name = f"{model.name}:{tag}"
     modified = datetime.fromtimestamp(model.about.get("modified", 0), UTC).isoformat()
     return {
         "name": name,

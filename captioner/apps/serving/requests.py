@@ -87,7 +87,7 @@ def parse_fields(pictures: list[tuple[str, bytes]], fields: Mapping[str, Any]) -
     wishes = {name: getattr(given, name) for name in OPTIONS}
     wishes = {name: value for name, value in wishes.items() if value is not None}
     options = CaptionOptions.of({**wishes, "language": given.language or None, "attention": given.attention})
-    return CaptionRequest(pictures, given.run, options, given.preview)
+    return CaptionRequest(pictures, given.run or "", options, given.preview)
 
 
 def request_body(pictures: int) -> dict[str, Any]:

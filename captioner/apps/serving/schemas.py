@@ -56,14 +56,14 @@ def _empty_is_false(value: Any, handler: Any) -> Any:
 
 
 Flag = Annotated[bool, WrapValidator(_empty_is_false), expecting("true or false", shown=True)]
-RunName = Annotated[str, expecting("a name", shown=True)]
+RunName = Annotated[str | None, expecting("a name", shown=True)]
 
 CaptionFields: type[BaseModel] = create_model(
     "CaptionFields",
     __config__=ConfigDict(extra="forbid", allow_inf_nan=False),
     run=(RunName, Field("", description="which model; empty: the first")),
     language=(
-        Annotated[str, expecting("a language, such as de, or all", shown=True)],
+        Annotated[str | None, expecting("a language, such as de, or all", shown=True)],
         Field("", description="such as de; all: a caption in each that the model knows; empty: its first"),
     ),
     **_option_fields(),

@@ -80,9 +80,14 @@ class ServedModel:
     decode: DecodeConfig = DecodeConfig()
     about: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that it writes; none where its captions carry none."""
+        return tuple(self.about.get("languages", ()))
+
     def check_language(self, language: str | None) -> None:
         """Raises a ConfigError if it writes no such language; names the nearest."""
-        known = tuple(self.about.get("languages", ()))
+        known = self.languages
         if language and language not in (*known, *((ALL_LANGUAGES,) if known else ())):
             raise ConfigError(
                 unknown_name("language", language, (*known, ALL_LANGUAGES))

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.apps.serving.test_server import GERMAN, KOREAN, SPOKEN, running
 from tests.live import ask, serving
 
 CHROMIUM = os.environ.get("CAPTIONER_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -221,6 +222,31 @@ def test_settings_and_runs_and_captions_in_two_scripts(page: Any, address: str) 
     assert answered.value.json()["pictures"][0]["caption"]
     sent = page.evaluate("window.sent")
     assert (sent["run"], sent["temperature"], "beam" in sent) == ("장면", "0.8", False)
+
+
+def test_a_language_is_chosen_where_the_model_knows_some(chromium: Any) -> None:
+    with running(more=[SPOKEN]) as server:
+        page = chromium.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(f"http://127.0.0.1:{server.port}")
+        menu = page.get_by_label("Language of the captions")
+        assert not menu.is_visible()  # of the first model
+        page.locator("#model").select_option("spoken")
+        assert menu.is_visible()
+        for language, text in (("de", GERMAN), ("ko", KOREAN)):
+            menu.select_option(language)
+            drop(page, ("a.jpg", "image/jpeg", photograph()))
+            wait_for(page, f"document.querySelector('#results .caption')?.innerText === '{text}'")
+            assert page.locator("#results .caption").first.get_attribute("lang") == language
+        menu.select_option("all")
+        page.get_by_text("Settings", exact=True).click()
+        page.locator("#results .close").first.click()
+        page.locator("#again").click()
+        wait_for(page, "document.querySelectorAll('#results .caption').length === 2")
+        assert page.locator("#results .caption").all_inner_texts() == [GERMAN, KOREAN]
+        page.locator("#model").select_option("toy")
+        assert not menu.is_visible()
+        page.close()
 
 
 def test_a_caption_is_corrected_in_place_and_kept(chromium: Any, served_runs: Path, tmp_path: Path) -> None:

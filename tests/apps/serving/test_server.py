@@ -128,6 +128,7 @@ def running(
     names: Sequence[str] = (),
     text: str = "brightness",
     corrections: Path | None = None,
+    more: Sequence[ServedModel] = (),
 ) -> Iterator[Server]:
     """A server in a thread, with one fake model called toy (and, beside it, another one)."""
     import uvicorn
@@ -143,7 +144,7 @@ def running(
         "modified": 0,
     }
     toy = ServedModel("toy", (8, 12), model, DecodeConfig(beam=3), about)
-    models = [toy, ServedModel("other", (8, 8), FakeModel("otherwise"))]
+    models = [toy, ServedModel("other", (8, 8), FakeModel("otherwise")), *more]
     service = Service(models, limits, Corrections(corrections) if corrections else None)
     with listening("127.0.0.1", 0) as listener:
         config = uvicorn.Config(
@@ -252,6 +253,8 @@ def test_another_run_by_its_name(server: Server) -> None:
         ({"images": [b64(png(1))], "bean": 3}, 400, 'unknown field "bean"; did you mean "beam"?'),
         ({"images": [b64(png(1))], "beam": 1000}, 400, "beam '1000': expected a whole number from 1 to 100"),
         ({"images": [b64(png(1))], "temperature": "hot"}, 400, "expected a number above 0 to 100"),
+        ({"images": [b64(png(1))], "run": 3}, 400, "run '3': expected a name"),
+        ({"images": [b64(png(1))], "beam": None, "run": None, "bean": 3}, 400, 'unknown field "bean"'),
         ({"images": [b64(png(1))], "run": "toi"}, 404, 'unknown run "toi"; did you mean "toy"?'),
         ({"images": []}, 400, "no picture"),
         ({"images": [b64(png(1))] * 17}, 400, "17 pictures in one request; at most 16"),
@@ -513,6 +516,70 @@ def test_methods_and_slashes(server: Server) -> None:
     assert server.ask("GET", "/healthz/")[0] == 200
     status, _, headers = server.ask("GET", "/docs/")
     assert (status, headers["location"]) == (308, "../docs")  # its links are relative
+
+
+# Languages.
+
+
+def speak(pixels: np.ndarray, options: CaptionOptions) -> list[Caption]:
+    """A model of German and Korean; German unless told otherwise."""
+    texts = {"de": GERMAN, "ko": KOREAN}
+
+    def said(language: str) -> Caption:
+        words = tuple(texts[language].split())
+        looks = np.full((len(words), 2, 3), 1 / 6)
+        return Caption("", texts[language], -0.5, -1.5, words, looks, language=language)
+
+    every = {language: said(language) for language in texts}
+    if options.language == "all":
+        return [replace(every["de"], by_language=every)] * len(pixels)
+    return [every[options.language or "de"]] * len(pixels)
+
+
+SPOKEN = ServedModel("spoken", (8, 8), speak, DecodeConfig(), {"languages": ["de", "ko"]})
+
+
+@pytest.fixture(scope="module")
+def polyglot() -> Iterator[Server]:
+    """A server one of whose models knows two languages."""
+    with running(more=[SPOKEN]) as found:
+        yield found
+
+
+def test_a_language_is_asked_for_by_name(polyglot: Server) -> None:
+    for language, text in ((None, GERMAN), ("", GERMAN), ("de", GERMAN), ("ko", KOREAN)):
+        wish = {"images": [b64(png(1))], "run": "spoken", "language": language}
+        status, answer, _ = polyglot.post_json("/api/caption", wish)
+        assert (status, answer["pictures"][0]["caption"]) == (200, text)
+    status, answer, _ = polyglot.post_form([("a.png", png(1))], {"run": "spoken", "language": "all"})
+    [found] = answer["pictures"]
+    assert found["language"] == "de"
+    assert {name: one["caption"] for name, one in found["captions"].items()} == {"de": GERMAN, "ko": KOREAN}
+    assert polyglot.ask("GET", "/api/runs")[1]["runs"][-1]["languages"] == ["de", "ko"]
+
+
+@pytest.mark.parametrize(
+    ("run", "language", "said"),
+    [
+        ("spoken", "fr", 'unknown language "fr"; known: '),
+        ("toy", "de", "toy knows no languages; leave it out"),
+    ],
+)
+def test_a_language_that_it_does_not_know(polyglot: Server, run: str, language: str, said: str) -> None:
+    wish = {"images": [b64(png(1))], "run": run, "language": language}
+    status, answer, _ = polyglot.post_json("/api/caption", wish)
+    assert (status, said in answer["error"]) == (400, True), answer
+
+
+def test_in_ollamas_shape_the_tag_is_the_language(polyglot: Server) -> None:
+    names = [model["name"] for model in polyglot.ask("GET", "/api/tags")[1]["models"]]
+    assert names[-3:] == ["spoken:latest", "spoken:de", "spoken:ko"]
+    for name, text in (("spoken", GERMAN), ("spoken:latest", GERMAN), ("spoken:ko", KOREAN)):
+        wish = {"model": name, "images": [b64(png(1))], "stream": False}
+        assert polyglot.post_json("/api/generate", wish)[1]["response"] == text
+        assert "vision" in polyglot.post_json("/api/show", {"model": name})[1]["capabilities"]
+    status, answer, _ = polyglot.post_json("/api/generate", {"model": "spoken:fr", "images": [b64(png(1))]})
+    assert (status, answer["error"][:22]) == (404, 'unknown run "spoken:fr')
 
 
 # Who may ask.
