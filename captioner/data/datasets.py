@@ -137,7 +137,7 @@ def load_splits(
     seed: int = 0,
     made: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Split]:
-    """Several splits of a data set, whose files are read once. As `load_split`."""
+    """Several splits of a data set, as `load_split` gives them; its files are read once."""
     names = [_split_name(split) for split in splits]
     dataset = open_dataset(root, *names, format=format)
     return {

@@ -40,14 +40,14 @@ _SETTLED_NS = 2 * 10**9
 
 
 class Location(NamedTuple):
-    """Where a row is."""
+    """The shard, and the row in it, that holds the features of a picture."""
 
     shard: int
     row: int
 
 
 class FileStat(NamedTuple):
-    """What a file looked like when its bytes had this digest."""
+    """Size, times and digest of a picture's file when it was last read."""
 
     size: int
     modified_ns: int
@@ -56,12 +56,12 @@ class FileStat(NamedTuple):
 
     @staticmethod
     def of(status: os.stat_result, digest: str) -> FileStat:
-        """From what `os.stat` says."""
+        """From the result of `os.stat` and the digest of the bytes."""
         return FileStat(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest)
 
     @property
     def settled(self) -> bool:
-        """Whether a later change is sure to show in the times."""
+        """Whether the file is old enough that any later change shows in its times."""
         return time.time_ns() - max(self.modified_ns, self.changed_ns) > _SETTLED_NS
 
 
@@ -74,7 +74,7 @@ class _Shard:
 
 
 class FeatureCache:
-    """A cache folder: what it holds, reading rows, adding shards.
+    """The folder of a feature cache: which pictures it holds; reads rows, adds shards.
 
     Args:
         folder: made when the first shard is written.
@@ -101,7 +101,7 @@ class FeatureCache:
         return fingerprint(self.identity)
 
     def refresh(self) -> None:
-        """Looks at the folder anew; shards that cannot be used go into `damaged`, as sentences."""
+        """Reads the folder's records again; each shard that cannot be used adds a sentence to `damaged`."""
         self._check_identity()
         self.damaged = []
         for record in sorted(self.folder.glob("[0-9]*.json")):
@@ -113,7 +113,7 @@ class FeatureCache:
         self.seen = self._read_seen()
 
     def discard_damaged(self) -> None:
-        """Removes what `refresh` or a killed process left unusable. Only under the folder's lock."""
+        """Removes shards that cannot be used, or that a killed process left. Only under the folder's lock."""
         for record in self.folder.glob("[0-9]*.json"):
             if int(record.stem) not in self._shards:
                 record.unlink(missing_ok=True)
@@ -122,7 +122,7 @@ class FeatureCache:
                 array.unlink(missing_ok=True)
 
     def digest_of(self, path: Path) -> str:
-        """The digest of a picture whose file is as it was when last read; else an empty string."""
+        """The digest of a picture whose file has not changed since it was read; else an empty string."""
         known = self.seen.get(str(path.absolute()))
         if known is None:
             return ""

@@ -47,7 +47,7 @@ STANDARD_INPUT = "-"
 
 @dataclass
 class Pictures:
-    """Pictures by folder, each once."""
+    """The pictures that were named, each once, by folder."""
 
     base: Path  # absolute: the folder that holds them all
     runs: list[tuple[Path, list[str]]] = field(

@@ -118,7 +118,7 @@ class Listing:
     def add(
         self, name: str, captions: Iterable[Any], split: str | None = None, *, language: Any = None
     ) -> None:
-        """Adds captions in one language to a picture, it to a split; what is no text is noted, left out."""
+        """Adds captions of one language to a picture, and the picture to a split; notes what is no text."""
         name = plain_name(name)
         known, spoken = self.captions.setdefault(name, []), self.languages.setdefault(name, [])
         code = language_code(str(language or ""))
@@ -163,7 +163,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Reader:
-    """One format.
+    """How one form of data set is found and read.
 
     `find` gives the captions files in a folder (none: not this format). `parse(listing, source, split)` adds
     what one of them says to the listing; it may leave out what belongs to other splits than `split`.

@@ -114,7 +114,7 @@ def _note_split_problems(dataset: DataSet, members: dict[str, list[str]]) -> Non
 def training_warnings(
     train: Sequence[CaptionedImage], dev: Sequence[CaptionedImage], settings: DataConfig
 ) -> list[str]:
-    """What of a data set a training with these settings would suffer from, each with example and remedy.
+    """What would make a training with these settings worse than it could be, with example and remedy.
 
     Raises:
         DataError: no word occurs often enough to be learned.

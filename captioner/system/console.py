@@ -86,7 +86,7 @@ def _logger() -> Any:
 
 
 class Bar(Protocol):
-    """What `progress_bar` hands out."""
+    """The bar that `progress_bar` yields."""
 
     def update(self, n: int = 1, **figures: float | str) -> None:
         """`n` more are done; `figures` (loss=2.31, words_per_second=900) are shown beside the count."""
@@ -116,7 +116,7 @@ def progress_bar(
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them.
+    """Seconds in words.
 
     >>> duration(8.24), duration(75), duration(7300)
     ('8.2 s', '1 min 15 s', '2 h 1 min')

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class ShardSpec(NamedTuple):
-    """The `number`-th of `total` parts, counted from 1.
+    """One worker's share of a list: the `number`-th of `total`, counted from 1.
 
     >>> [ShardSpec(number, 3).of("abcdefgh") for number in (1, 2, 3)]
     ['ab', 'cde', 'fgh']
@@ -27,7 +27,7 @@ class ShardSpec(NamedTuple):
 
     @staticmethod
     def parse(text: str) -> ShardSpec:
-        """From what was typed.
+        """The share that `--shard` names.
 
         Raises:
             ConfigError: it is not i/n with i from 1 to n.
@@ -42,12 +42,12 @@ class ShardSpec(NamedTuple):
 
     @property
     def whole(self) -> bool:
-        """Whether it is all there is."""
+        """Whether this share is the whole list."""
         return self.total == 1
 
     @property
     def name(self) -> str:
-        """For files and folders.
+        """The share in the names of files and folders.
 
         >>> ShardSpec(2, 8).name
         '2-of-8'
@@ -55,7 +55,7 @@ class ShardSpec(NamedTuple):
         return f"{self.number}-of-{self.total}"
 
     def of(self, items: Sequence[Item], *, block: int = 1) -> Sequence[Item]:
-        """This part's stretch of a list, cut only between blocks of so many items."""
+        """This share of a list: a stretch of it, cut only between blocks of `block` items."""
         blocks = -(-len(items) // block)
         start, end = (blocks * number // self.total * block for number in (self.number - 1, self.number))
         return items[start:end]
@@ -65,7 +65,7 @@ WHOLE = ShardSpec()
 
 
 def shard_order(name: str) -> tuple[int, ...]:
-    """Sorts the names of parts as the parts follow one another.
+    """The key that sorts the names of shares by their numbers.
 
     >>> sorted(["10-of-12", "9-of-12"], key=shard_order)
     ['9-of-12', '10-of-12']

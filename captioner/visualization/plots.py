@@ -193,7 +193,7 @@ def _phase_bands(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _shown(pixels: np.ndarray) -> np.ndarray:
-    """At the size of a drawing: large ones would only weigh, small ones would look like mosaics."""
+    """A picture at the size of a drawing, longer side 512 pixels: larger ones weigh, smaller ones blur."""
     picture = Image.fromarray(pixels)
     scale = _SHOWN_PIXELS / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
