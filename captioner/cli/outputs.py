@@ -134,4 +134,7 @@ def _check_folder(path: Path, option: str) -> None:
     if (not os.path.exists(path) or os.path.isfile(path)) and not os.access(
         os.path.realpath(folder), os.W_OK | os.X_OK
     ):
-        raise ConfigError(f"{option} {path}: {folder} cannot be written; choose a folder you may write to")
+        raise ConfigError(
+            f"{option} {path}: {folder} cannot be written; choose a folder you may write to, or change its "
+            "rights"
+        )

@@ -113,13 +113,21 @@ _COCO_FORM = '{"images": [{"id", "file_name"}], "annotations": [{"image_id", "ca
 
 
 def _find_karpathy(root: Path) -> list[CaptionsFile]:
-    found = [path for path in files_of(root, ".json") if _json_form(path) == "karpathy"]
+    files = files_of(root, ".json")
+    found = [path for path in files if _json_form(path) == "karpathy"]
+    if not found:  # one that is called so is read, to be told what is wrong with it
+        customary = [path for path in files if re.fullmatch(r"dataset(_.*)?\.json", path.name)]
+        return [CaptionsFile(path, certain=False) for path in customary[:1]]
     return _chosen(sorted(found, key=lambda path: not path.name.startswith("dataset")))
 
 
 def _find_coco(root: Path) -> list[CaptionsFile]:
     """Files named after splits, or called captions…; else the only one."""
-    found = [path for path in files_of(root, ".json") if _json_form(path) == "coco"]
+    files = files_of(root, ".json")
+    found = [path for path in files if _json_form(path) == "coco"]
+    if not found:
+        customary = [path for path in files if path.name.startswith("captions")]
+        return [CaptionsFile(path, named_split(path), certain=False) for path in customary[:1]]
     customary = [path for path in found if path.name.startswith("captions")]
     named = customary or [path for path in found if named_split(path)]
     beside = tuple(path.name for path in found if path not in named) if named else ()

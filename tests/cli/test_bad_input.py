@@ -110,7 +110,7 @@ def test_captions_of_another_format(refused, recipe, scenes_folder, tmp_path):
         ("dataset_x.json", b'{"pictures": []}', "images"),
         ("dataset_x.json", b'{"images": [', "not JSON"),
         ("captions_train.json", b'{"annotations": 3, "images": []}', "captions_train.json"),
-        ("captions.csv", b"picture;text\na.png;a dog\n", "captions.csv"),
+        ("captions.csv", b"who;what\na.png;a dog\n", "captions.csv"),
         ("captions.csv", b"\x89PNG\r\n\x1a\n\x00\x00\xff\xfe", "captions.csv"),
         ("captions.csv", b"", "captions.csv"),
         ("metadata.jsonl", b'{"file": "a.png"}\n', "metadata.jsonl"),

@@ -63,7 +63,7 @@ def test_alone_it_says_what_can_be_done_next(
         ("doctor --jsn", 'did you mean "--json"?'),
         ("completion bsh", 'unknown shell "bsh"; did you mean "bash"?'),
         ("evaluate --data d", "--run"),
-        ("caption dog.jpg --beam 0", "from 1 on"),
+        ("caption dog.jpg --beam 0", "from 1 to 100"),
     ],
 )
 def test_a_typing_error_is_answered_with_what_was_meant(
