@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.arguments import format_argument, set_argument
+from captioner.cli.arguments import apply_limits, format_argument, limit_arguments, set_argument
 from captioner.cli.outputs import check_run_folder
 from captioner.errors import CaptionerError, ConfigError
 from captioner.system import console
@@ -57,6 +57,7 @@ def add_arguments(add: Any) -> None:
     add("--words", metavar="FILE", help="words to take in even if they occur once, one a line")
     format_argument(add)
     set_argument(add)
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
@@ -67,6 +68,7 @@ def run(arguments: Namespace) -> int:
     from captioner.runs.locate import find_run, new_run
     from captioner.runs.run_folder import RUN_FILES, Run
 
+    apply_limits(arguments)
     if arguments.resume and not arguments.run:
         raise ConfigError("--resume: which run? name it with --run")
     known = Run.open(arguments.run) if arguments.resume else None

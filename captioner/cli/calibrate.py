@@ -8,6 +8,8 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+from captioner.cli.arguments import apply_limits, limit_arguments
+
 SUMMARY = "teach a run to say how sure it is, and when a picture is unlike those it knows"
 MORE = (
     "Captions the dev pictures and looks at training pictures, then writes a few kilobytes into the run:\n"
@@ -26,12 +28,14 @@ def add_arguments(add: Any) -> None:
     add("--data", required=True, action="append", metavar="[LANGUAGE=]ROOT", help="what it was trained on")
     add("--language", metavar="L", help="of captions that carry none, such as de")
     add("--against", metavar="ROOT", help="data set of other pictures: how well are they told apart?")
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner calibrate`: familiarity.json of a run."""
     from captioner.inference.loading import load_tensorflow
 
+    apply_limits(arguments)
     load_tensorflow()
     from captioner.evaluation.calibration import calibrate
     from captioner.inference.familiarity import FILE

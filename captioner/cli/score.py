@@ -10,7 +10,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from captioner.cli.arguments import format_argument
+from captioner.cli.arguments import apply_limits, format_argument, limit_arguments
 from captioner.cli.outputs import check_files, force_argument
 
 SUMMARY = "score captions that were written elsewhere, and say which are better"
@@ -42,10 +42,12 @@ def add_arguments(add: Any) -> None:
     )
     force_argument(add)
     add("--java", action="store_true", help="also METEOR 1.5 and SPICE, by coco-caption's own Java programs")
+    limit_arguments(add)
 
 
 def run(arguments: Namespace) -> int:
     """`captioner score`: scores of files of captions, and their differences."""
+    apply_limits(arguments)
     out = Path(arguments.out or ".")
     scores = [out / "scores.json"] if arguments.out else []
     check_files(scores, "--out", force=arguments.force, ours=lambda text: b'"protocol"' in text)
