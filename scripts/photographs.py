@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from captioner.data.vocabulary import words_of
 from captioner.inference.compiled_captioner import CompiledCaptioner
+from captioner.inference.search_options import ALL_LANGUAGES
 from captioner.system.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -85,11 +86,17 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if anything differs")
     arguments = parser.parse_args()
     names = list(PHOTOGRAPHS)
-    captions = CompiledCaptioner.load(arguments.run).caption([PHOTOS / f"{name}.jpg" for name in names])
-    texts = dict(zip(names, (caption.text for caption in captions), strict=True))
+    captioner = CompiledCaptioner.load(arguments.run)
+    every = {"language": ALL_LANGUAGES} if captioner.vocabulary.languages else {}
+    said = captioner.caption([PHOTOS / f"{name}.jpg" for name in names], **every)
+    texts = {name: caption.text for name, caption in zip(names, said, strict=True)}
     right = {name: is_right(name, text) for name, text in texts.items()}
+    others = {
+        name: [other.text for other in list(caption.by_language.values())[1:]]
+        for name, caption in zip(names, said, strict=True)
+    }
     readme = README.read_text(encoding="utf-8")
-    table = first_page(texts, right)
+    table = first_page(texts, right, others)
     new = re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}\n{table}{END}", readme, flags=re.DOTALL)
     files = {README: new, PHOTOS / "README.md": sources(texts, right)}
     differing = [path for path, text in files.items() if not path.exists() or path.read_text("utf-8") != text]
@@ -106,12 +113,16 @@ def is_right(name: str, caption: str) -> bool:
     return bool(re.search(photograph.right, text)) and not re.search(photograph.wrong, text)
 
 
-def first_page(texts: dict[str, str], right: dict[str, bool]) -> str:
-    """A row of photographs with their captions, the last of them wrong."""
+def first_page(texts: dict[str, str], right: dict[str, bool], others: dict[str, list[str]]) -> str:
+    """A row of photographs with their captions, in other languages, too, the last of them wrong."""
     good = [name for name in texts if right[name]][: SHOWN - WRONG]
     bad = [name for name in texts if not right[name]][: SHOWN - len(good)]
     shown = (*good, *bad)
-    cells = "".join(f"<td>{_image(name)}<br>{_marked(texts[name], right[name])}</td>\n" for name in shown)
+    cells = "".join(
+        f"<td>{_image(name)}<br>{_marked(texts[name], right[name])}"
+        f"{''.join(f'<br><sub>{text}</sub>' for text in others[name] if right[name])}</td>\n"
+        for name in shown
+    )
     wrong = f"The {'last is' if len(bad) == 1 else f'last {len(bad)} are'} wrong" if bad else "None is wrong"
     return (
         f"<table><tr>\n{cells}</tr></table>\n\n"
