@@ -106,7 +106,7 @@ class Captioner(BaseCaptioner):
                 memory = self.decoder.project_memory(features)
                 start = self.decoder.initial_state(memory)
                 pictures = tf.shape(features)[0]
-                step = self.decoder.make_step_fn(memory)
+                step = self.decoder.make_step_fn(memory, options.start)
                 if samples:
                     return sample(
                         step, start, pictures=pictures, samples=samples, options=options, seed=seeds

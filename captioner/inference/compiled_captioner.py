@@ -127,13 +127,13 @@ class CompiledCaptioner(BaseCaptioner):
     def _decode(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
         if options.drawn:
             raise ConfigError("temperature, top_k, top_p: words are drawn by captioner.Captioner alone")
-        memory = self.decoder.project_memory(features)
+        memory, wanted = self.decoder.project_memory(features), self.search_options(options)
         return beam_search(
-            self.decoder.make_step_fn(memory),
+            self.decoder.make_step_fn(memory, wanted.start),
             self.decoder.initial_state(memory),
             pictures=len(features),
-            options=self.search_options(options),
-            narrow=lambda numbers: self.decoder.make_step_fn(memory.of(numbers)),
+            options=wanted,
+            narrow=lambda numbers: self.decoder.make_step_fn(memory.of(numbers), wanted.start),
         )
 
 

@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from captioner.config import DecoderConfig
+from captioner.data.vocabulary import END, START
 from captioner.inference.numpy_beam_search import Step
+from captioner.inference.search_options import NEG_INF
 
 
 class Memory(NamedTuple):
@@ -54,6 +56,7 @@ class NumPyDecoder:
     def __init__(self, config: DecoderConfig, arrays: Mapping[str, np.ndarray]) -> None:
         self.config, self.arrays = config, dict(arrays)
         self.heads = config.heads if config.attention == "dot" else 1
+        self._words: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # start word: see `_spoken`
 
     def project_memory(self, features: np.ndarray) -> Memory:
         """Projects the grids (B, P, C)."""
@@ -74,9 +77,15 @@ class NumPyDecoder:
         """(B, U): the state before the first word, from the mean of the grid."""
         return np.tanh(self._affine(memory.mean, "start"))
 
-    def make_step_fn(self, memory: Memory) -> Step:
-        """The step of a search over these pictures: words (N,), state (N, U) → logits, state, attention."""
+    def make_step_fn(self, memory: Memory, start: int = START) -> Step:
+        """The step of a search over these pictures: words (N,), state (N, U) → logits, state, attention.
+
+        Args:
+            memory: of the pictures.
+            start: word that captions start with; that of a language rules out the words of the others.
+        """
         arrays, U = self.arrays, self.config.units
+        spoken = self._spoken(start)
 
         def step(words: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             projected = _product(state, arrays["state_kernel"])  # (N, A + 3U)
@@ -91,7 +100,7 @@ class NumPyDecoder:
             new = candidate + update * (state - candidate)
             outputs = self._affine(np.concatenate([new, context], -1), "output")  # (N, O)
             looks = attention.mean(1).reshape(len(state), -1)  # (N, P)
-            return self._logits(outputs), new, looks[:, :-1] if self.config.sentinel else looks
+            return self._logits(outputs, spoken), new, looks[:, :-1] if self.config.sentinel else looks
 
         return step
 
@@ -107,7 +116,25 @@ class NumPyDecoder:
         scores = np.exp(scores - scores.max(-1, keepdims=True))
         return scores / scores.sum(-1, keepdims=True)
 
-    def _logits(self, outputs: np.ndarray) -> np.ndarray:
+    def _spoken(self, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """The words of a language, and what of matrix and bias is theirs; None: all words may be written."""
+        if "spoken" not in self.arrays or start <= END:
+            return None
+        if start not in self._words:
+            words = np.flatnonzero(self.arrays["spoken"][start - END - 1] > 0)
+            matrix = self.arrays["embedding"].T if self.config.tied else self.arrays["word_kernel"]
+            own = np.ascontiguousarray(matrix[:, words])
+            self._words[start] = words, own, self.arrays["word_bias"][words]
+        return self._words[start]
+
+    def _logits(
+        self, outputs: np.ndarray, spoken: tuple[np.ndarray, np.ndarray, np.ndarray] | None
+    ) -> np.ndarray:
+        if spoken is not None:
+            words, matrix, bias = spoken  # a third of the products, where there are three languages
+            logits = np.full((len(outputs), len(self.arrays["word_bias"])), NEG_INF, np.float32)
+            logits[:, words] = _product(outputs, matrix) + bias
+            return logits
         if self.config.tied:
             return _product(outputs, self.arrays["embedding"].T) + self.arrays["word_bias"]
         return self._affine(outputs, "word")

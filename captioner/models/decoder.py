@@ -14,6 +14,7 @@ test holds it to the plain loop, outputs to 1e-5 and gradients likewise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.config import DecoderConfig
+from captioner.data.vocabulary import END, START
 from captioner.errors import RunError
 from captioner.models.layers.attention_gru import AttentionGRUCell, StepWeights, Tensor
 from captioner.models.layers.mixed_precision import CastedWeights, dense
@@ -44,6 +46,7 @@ class CaptionDecoder(keras.Model):
         config: its size and kind.
         vocabulary_size: V.
         channels: C of the grid.
+        languages: L, how many captions may be in; 0: nobody speaks of languages.
         seed: of the initial weights.
         precision: "float32" or "bfloat16", of the matrix products.
 
@@ -62,6 +65,7 @@ class CaptionDecoder(keras.Model):
         *,
         vocabulary_size: int,
         channels: int,
+        languages: int = 0,
         seed: int = 0,
         precision: str = "float32",
     ) -> None:
@@ -90,6 +94,12 @@ class CaptionDecoder(keras.Model):
         self.output_bias = self._vector("output_bias", self.outputs_width)
         self.word_kernel = None if config.tied else self._matrix("word_kernel", self.outputs_width, V)
         self.word_bias = self._vector("word_bias", V)
+        # (L, V), 1 where captions of a language have the word: no other is written in it. The languages have
+        # their start words right after the special ones, in this order.
+        self.spoken: Any = None
+        if languages:
+            shape = (languages, V)
+            self.spoken = self.add_weight(shape=shape, initializer="ones", trainable=False, name="spoken")
         self.built = True
 
     def call(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
@@ -160,8 +170,18 @@ class CaptionDecoder(keras.Model):
         """
         return self.make_step_fn(memory)(words, state)
 
-    def make_step_fn(self, memory: Memory) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """`step` for these pictures; what stays the same from word to word is computed here, once."""
+    def make_step_fn(
+        self, memory: Memory, start: int = START
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """`step` for these pictures; what stays the same from word to word is computed here, once.
+
+        Args:
+            memory: of the pictures.
+            start: word that captions start with; that of a language rules out the words of the others.
+        """
+        mask = None
+        if self.spoken is not None and start > END:
+            mask = tf.where(self.spoken[start - END - 1] > 0, 0.0, -math.inf)  # (V,)
         B = tf.shape(memory.keys)[0]
         keys, values = (tf.cast(x, self.casted_weights.dtype) for x in memory[:2])
         weights, bias = self.step_weights(), self.gate_bias()
@@ -175,6 +195,8 @@ class CaptionDecoder(keras.Model):
             both = tf.concat([tf.cast(new.state, self.casted_weights.dtype), new.context], -1)  # (N, U + D)
             outputs = dense(both, outer, self.output_bias)
             logits = dense(outputs, word, self.word_bias, transposed=self.word_kernel is None)  # (N, V)
+            if mask is not None:
+                logits += mask
             attention = tf.reduce_mean(new.attention, 1)  # (B, K, P)
             attention = tf.reshape(attention, [-1, attention.shape[-1] or tf.shape(attention)[-1]])
             if self.sentinel is not None:
@@ -209,6 +231,12 @@ class CaptionDecoder(keras.Model):
         shares = np.maximum(counts, 1e-2) / max(counts.sum(), 1)
         self.word_bias.assign(np.log(shares).astype("float32"))
 
+    def set_spoken(self, spoken: np.ndarray) -> None:
+        """Sets which words (L, V) the captions of each language have; special words are everybody's."""
+        spoken = spoken.astype("float32")
+        spoken[:, : END + 1] = 1
+        self.spoken.assign(spoken)
+
     def weights_dict(self) -> dict[str, np.ndarray]:
         """All weights by name, float32."""
         return {v.name: np.asarray(v) for v in self.variables}
@@ -220,6 +248,8 @@ class CaptionDecoder(keras.Model):
             RunError: one is missing, unknown or of another shape.
         """
         mine = {v.name: v for v in self.variables}
+        if self.spoken is not None and "spoken" not in arrays:  # nobody noted them: all words are everybody's
+            arrays = {**arrays, "spoken": np.ones(self.spoken.shape, "float32")}
         for name in mine.keys() | arrays.keys():
             if name not in arrays or name not in mine:
                 fault = "missing from" if name in mine else "unknown to"

@@ -323,7 +323,10 @@ class Run:
         )
         self._check_encoder(encoder)
         decoder = CaptionDecoder(
-            self.config.decoder, vocabulary_size=len(self.vocabulary), channels=info["channels"]
+            self.config.decoder,
+            vocabulary_size=len(self.vocabulary),
+            channels=info["channels"],
+            languages=len(self.vocabulary.languages),
         )
         decoder.load_weights_dict(select_prefix(arrays, "decoder/"))
         return decoder, encoder

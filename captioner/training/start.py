@@ -143,14 +143,17 @@ def grow_rows(arrays: Mapping[str, np.ndarray], shares: np.ndarray) -> dict[str,
             rows = np.moveaxis(arrays[name], axis, 0)
             rows = np.concatenate([rows, np.tensordot(shares, rows, 1).astype(rows.dtype)])
             grown[name] = np.moveaxis(rows, 0, axis)
+    if "spoken" in arrays:  # a new word may be written in any language
+        grown["spoken"] = np.pad(arrays["spoken"], ((0, 0), (0, len(shares))), constant_values=1)
     return grown
 
 
 def first_rows(arrays: Mapping[str, np.ndarray], words: int) -> dict[str, np.ndarray]:
     """The weights of a decoder of the first so many words: undoes `grow_rows`."""
     rows = {name: arrays[name][:words] for name in ("embedding", "word_bias")}
-    if "word_kernel" in arrays:
-        rows["word_kernel"] = arrays["word_kernel"][:, :words]
+    for name in ("word_kernel", "spoken"):
+        if name in arrays:
+            rows[name] = arrays[name][:, :words]
     return {**arrays, **rows}
 
 

@@ -156,6 +156,8 @@ class Training:
             self.decoder.load_weights_dict(self.start.decoder)
         else:
             self.decoder.init_output_bias(_word_counts(_words(splits["train"]), run.vocabulary))
+            if run.vocabulary.languages:
+                self.decoder.set_spoken(spoken_words(splits["train"].records, run.vocabulary))
         self.captioner = Captioner(self.encoder, self.decoder, run.vocabulary, self.config.decode)
 
     @property
@@ -168,6 +170,7 @@ class Training:
             self.config.decoder,
             vocabulary_size=words,
             channels=self.encoder.channels,
+            languages=len(self.run.vocabulary.languages),
             seed=self.config.seed,
             precision=find_device().precision(self.config.train.precision),
         )
@@ -404,6 +407,15 @@ def _load_encoder(config: Config, start: Run | None, run: Run | None) -> Encoder
 def _words(split: Split) -> list[tuple[str, ...]]:
     """The words of each caption."""
     return [words for record in split.records for words in record.words]
+
+
+def spoken_words(records: Sequence[CaptionedImage], vocabulary: Vocabulary) -> np.ndarray:
+    """(L, V): 1 where captions in a language have a word."""
+    spoken = np.zeros((len(vocabulary.languages), len(vocabulary)), np.float32)
+    for record in records:
+        for words, language in zip(record.words, record.languages, strict=False):
+            spoken[vocabulary.languages.index(language), vocabulary.ids(words)] = 1
+    return spoken
 
 
 def _word_counts(captions: list[tuple[str, ...]], vocabulary: Vocabulary) -> np.ndarray:

@@ -410,3 +410,29 @@ def test_the_model_that_comes_along_says_the_same(flickr8k: Path) -> None:
     paths = [record.path for record in load_split(flickr8k, "dev").records]
     pairs = list(zip(light.captions_of(paths), Captioner.load(folder).captions_of(paths), strict=True))
     assert sum(one.text == other.text for one, other in pairs) >= 0.99 * len(pairs)
+
+
+def test_words_of_other_languages_are_never_written(tmp_path: Path, pictures: np.ndarray) -> None:
+    made = make_run(tmp_path / "run", languages=("en", "de"))
+    decoder, encoder = made.load_best()
+    words = made.vocabulary.words
+    german = {"red", "blue", "circle"}
+    spoken = np.array([[word not in german for word in words], [word in german for word in words]])
+    decoder.set_spoken(spoken)
+    made.save_best(decoder, encoder, {"phase": "decoder", "epoch": 2}, half=True)
+    export(made.folder, ExportPlan(quiet=True))
+    compiled, original = CompiledCaptioner.load(made.folder), Captioner.load(made.folder)
+    for language, own in (("en", set(words) - german), ("de", german)):
+        ours = compiled.caption(pictures, language=language)
+        theirs = original.caption(pictures, language=language)
+        assert {word for caption in ours for word in caption.words} <= own
+        assert [caption.text for caption in ours] == [caption.text for caption in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.score == pytest.approx(other.score, rel=1e-3)
+
+
+def test_a_run_that_notes_no_words_of_languages_may_write_all(speaking: Path) -> None:
+    decoder, _ = Run.open(speaking).load_best()
+    arrays = {name: array for name, array in decoder.weights_dict().items() if name != "spoken"}
+    decoder.load_weights_dict(arrays)
+    assert np.asarray(decoder.spoken).all()

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from captioner.data.vocabulary import END
 from captioner.inference.base import BaseCaptioner
 from captioner.inference.numpy_beam_search import beam_search
-from captioner.inference.search_options import CaptionOptions, Hypotheses, SearchOptions
+from captioner.inference.search_options import NEG_INF, CaptionOptions, Hypotheses, SearchOptions
 from captioner.models.decoder import Memory
 
 Arrays = dict[str, Any]
@@ -88,6 +89,7 @@ class ExportedCaptioner(BaseCaptioner):
 
     def __init__(self, captioner: Any, functions: Networks, *, batch_size: int = 0) -> None:
         self.encoder, self.vocabulary, self.decode = captioner.encoder, captioner.vocabulary, captioner.decode
+        self.spoken = None if captioner.decoder.spoken is None else np.asarray(captioner.decoder.spoken)
         self.functions, self.batch_size = functions, batch_size
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -105,10 +107,13 @@ class ExportedCaptioner(BaseCaptioner):
     def _search_part(self, cells: np.ndarray, options: SearchOptions) -> Hypotheses:
         memory = self.functions.start(cells=cells)
         keys, values = memory["keys"], memory["values"]
+        mask: Any = np.float32(0)
+        if self.spoken is not None and options.start > END:  # the words of other languages are ruled out
+            mask = np.where(self.spoken[options.start - END - 1] > 0, mask, np.float32(NEG_INF))
 
         def step(words: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             given = self.functions.step(words=words.astype(np.int32), state=state, keys=keys, values=values)
-            return given["logits"], given["new_state"], given["attention"]
+            return given["logits"] + mask, given["new_state"], given["attention"]
 
         return beam_search(step, memory["state"], pictures=len(cells), options=options)
 
