@@ -249,12 +249,11 @@ def test_a_language_is_chosen_where_the_model_knows_some(chromium: Any) -> None:
         page.close()
 
 
-def test_a_caption_is_corrected_in_place_and_kept(chromium: Any, served_runs: Path, tmp_path: Path) -> None:
-    run = ("--run", str(served_runs / "scenes"))
-    with serving(*run, "--corrections", str(tmp_path / "corrected")) as (address, _):
+def test_a_caption_is_corrected_in_place_and_kept(chromium: Any, tmp_path: Path) -> None:
+    with running(corrections=tmp_path / "corrected") as server:
         page = chromium.new_page()
         page.set_default_timeout(PATIENCE)
-        page.goto(address)
+        page.goto(f"http://127.0.0.1:{server.port}")
         drop(page, ("Bella.jpg", "image/jpeg", photograph()))
         said = shown(page)
         page.get_by_role("button", name="Correct", exact=True).click()
@@ -268,7 +267,7 @@ def test_a_caption_is_corrected_in_place_and_kept(chromium: Any, served_runs: Pa
         page.get_by_role("button", name="Correct", exact=True).click()
         page.get_by_label("The right caption").fill("our red ball, Bella's")
         page.get_by_label("The right caption").press("Enter")
-        wait_for(page, "document.querySelector('#results .caption').innerText === \"our red ball, Bella's\"")
+        wait_for(page, "document.querySelector('#results .caption')?.innerText === \"our red ball, Bella's\"")
         (picture,) = (tmp_path / "corrected").glob("*.jpg")
         assert picture.read_bytes() == photograph()
         assert picture.with_suffix(".txt").read_text(encoding="utf-8") == "our red ball, Bella's\n"
@@ -276,7 +275,7 @@ def test_a_caption_is_corrected_in_place_and_kept(chromium: Any, served_runs: Pa
         page.get_by_role("button", name="Kept. Correct again").click()
         page.get_by_label("The right caption").fill("Bella's ball")
         page.get_by_role("button", name="Save", exact=True).click()
-        wait_for(page, "document.querySelector('#results .caption').innerText === \"Bella's ball\"")
+        wait_for(page, "document.querySelector('#results .caption')?.innerText === \"Bella's ball\"")
         assert picture.with_suffix(".txt").read_text(encoding="utf-8") == "Bella's ball\n"
         assert len(list((tmp_path / "corrected").iterdir())) == 2
         page.close()
