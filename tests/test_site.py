@@ -73,9 +73,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     notebook = nbformat.read(ROOT / "docs" / "tour.ipynb", as_version=4)
     client = NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}})
     client.execute()
-    said = "".join(
-        output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", [])
-    )
+    said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert not re.search(r"^error:|^Traceback", said, re.MULTILINE), said  # TensorFlow tells of CUDA errors
     assert "captions are the run's own" in said and "against runs/mine" in said
 

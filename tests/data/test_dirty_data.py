@@ -97,6 +97,12 @@ def test_the_captions_file_is_chosen_by_what_is_in_it_and_said(
         ({"captions.xlsx": b"PK"}, "captions.xlsx: save it as CSV first"),
         ({"captions.csv": b"\xef\xbb\xbf"}, "captions.csv: expected a first line that names the columns"),
         ({"metadata.jsonl": ""}, "it is empty"),
+        ({"dataset_x.json": '{"pictures": []}'}, 'dataset_x.json: expected {"images"'),
+        ({"dataset_x.json": '{"images": ['}, "dataset_x.json, line 1: not JSON"),
+        (
+            {"captions_train.json": '{"annotations": 3, "images": []}'},
+            'captions_train.json: expected {"images"',
+        ),
         ({"a.token.txt": b"\xef\xbb\xbf"}, "it is empty"),
     ],
 )
