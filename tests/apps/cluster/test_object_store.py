@@ -221,7 +221,10 @@ def test_captioning_a_bucket(
     assert main([*command, *out, "--quiet"]) == 0
     written = there(store, f"{place}/captions")
     assert sorted(written) == sorted(
-        [".captioner.jsonl", "a.txt", "b.txt", "sub/.captioner.jsonl", "sub/c.txt", "sub/d.txt"]
+        [
+            *(".captioner-roots.jsonl", ".captioner.jsonl", "a.txt", "b.txt"),
+            *("sub/.captioner.jsonl", "sub/c.txt", "sub/d.txt"),
+        ]
     )
     # Beside the pictures: these stay as they are.
     before = there(store, f"{place}/photos")
