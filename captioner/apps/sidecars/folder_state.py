@@ -8,6 +8,7 @@ so each sidecar is at any moment either as it was before, or as the line says, o
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -131,7 +132,7 @@ class Folder:
 
     def stamp(self, name: str) -> str:
         """The stamp of a picture, see `journal.picture_stamp`."""
-        return picture_stamp(self.path / name)
+        return picture_stamp(os.path.join(self.path, name))
 
     def status(self, name: str) -> tuple[str, str]:
         """What a picture needs.

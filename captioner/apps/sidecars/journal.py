@@ -120,7 +120,7 @@ class Journal:
         return start
 
 
-def picture_stamp(path: Path) -> str:
+def picture_stamp(path: str | Path) -> str:
     """A picture's size in bytes and modification time in ns, as text; empty if the file is missing."""
     try:
         status = os.stat(path)

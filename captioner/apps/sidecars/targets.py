@@ -100,14 +100,16 @@ class SidecarTarget:
     ) -> None:
         self._kind, self._neighbours = kind, neighbours
         self._pictures, self._sidecar_folder = pictures, sidecar_folder
+        self._longest_name = 0  # asked for once
         self._full, self._for_reading = naming == "full", for_reading
         self._beside = os.path.abspath(sidecar_folder) == os.path.abspath(pictures)
-        self._listings: dict[Path, dict[str, list[str]]] = {}
+        self._listings: dict[str, dict[str, list[str]]] = {}
 
     def existing(self, picture: str, known_as: str | None) -> ExistingCaption:
         """See `Target`."""
         full, short = self._names(picture)
-        at_full, at_short = (self._find(self._sidecar_folder, name, picture) for name in (full, short))
+        folder = os.fspath(self._sidecar_folder)
+        at_full, at_short = self._find(folder, full, picture), self._find(folder, short, picture)
         crowded = picture in self._neighbours.crowded
         moves_from = None
         if self._full or crowded:
@@ -117,14 +119,14 @@ class SidecarTarget:
         else:
             name = at_short or at_full or short
         if not self._for_reading:
-            self._check_name(name)
+            self._check_name(name, there=name in (at_full, at_short))
         others = [other for other in (at_full, None if crowded else at_short) if other and other != name]
-        content = self._content(self._sidecar_folder, moves_from or name)
+        content = self._content(folder, moves_from or name)
         text = self._read(name, content)
         there = text is not None
         if text is None and others and not self._full and not crowded:
             # The one of the two names that has a caption is the one that counts.
-            other = self._content(self._sidecar_folder, others[0])
+            other = self._content(folder, others[0])
             if self._read(others[0], other) is not None:
                 name, others = others[0], [name]
                 content, text, there = other, self._read(name, other), True
@@ -151,19 +153,20 @@ class SidecarTarget:
     def _names(self, picture: str) -> tuple[str, str]:
         return picture + self._kind.suffix, os.path.splitext(picture)[0] + self._kind.suffix
 
-    def _find(self, folder: Path, name: str, picture: str) -> str | None:
+    def _find(self, folder: str, name: str, picture: str) -> str | None:
         """The name of the existing file that matches in any case and Unicode form; None if there is none."""
-        if os.path.lexists(folder / name):
+        if os.path.lexists(os.path.join(folder, name)):
             return name
         if folder not in self._listings:
             self._listings[folder] = names_by_fold(folder)
         known = self._listings[folder].get(casefold_name(name), ())
         mine = (other for other in known if self._neighbours.owns(picture, other))
-        return next((other for other in mine if os.path.lexists(folder / other)), None)
+        return next((other for other in mine if os.path.lexists(os.path.join(folder, other))), None)
 
-    def _content(self, folder: Path, name: str) -> bytes:
+    def _content(self, folder: str, name: str) -> bytes:
         try:
-            return (folder / name).read_bytes()
+            with open(os.path.join(folder, name), "rb") as file:
+                return file.read()
         except (FileNotFoundError, NotADirectoryError):
             return b""
         except OSError as error:
@@ -185,10 +188,11 @@ class SidecarTarget:
         Elsewhere is: the sidecar of the other habit, one beside the picture where sidecars go to another
         folder, the notes inside the picture. A damaged one is not passed over: it may hold what matters.
         """
-        places = [(self._sidecar_folder, other) for other in others]
+        places = [(os.fspath(self._sidecar_folder), other) for other in others]
         if self._kind.begin is not None and not self._beside:
-            beside = (self._find(self._pictures, name, picture) for name in names)
-            places += [(self._pictures, name) for name in beside if name]
+            pictures = os.fspath(self._pictures)
+            beside = (self._find(pictures, name, picture) for name in names)
+            places += [(pictures, name) for name in beside if name]
         text = None
         for folder, name in places:
             there = self._content(folder, name)
@@ -200,18 +204,19 @@ class SidecarTarget:
             content = content or inside
         return content, text
 
-    def _check_name(self, name: str) -> None:
+    def _check_name(self, name: str, *, there: bool) -> None:
         """Raises DataError if the name is too long, is a picture's, or is a link to a picture."""
-        path = self._sidecar_folder / name
-        size, most = len(os.fsencode(name)), _longest_name(self._sidecar_folder)
+        self._longest_name = self._longest_name or _longest_name(self._sidecar_folder)
+        size, most = len(os.fsencode(name)), self._longest_name
         if size > most:
             raise DataError(
                 f"the name of its sidecar would be too long ({size} bytes, {most} are possible here): "
                 "shorten the picture's name, or write captions into a sheet: --write csv"
             )
-        linked = path.is_symlink() and is_picture_name(os.path.basename(os.path.realpath(path)))
-        if linked or (self._beside and casefold_name(path.name) in self._neighbours.taken):
-            raise DataError(f"{path.name} is itself a picture; use --names full, or another folder: --out")
+        path = os.path.join(self._sidecar_folder, name)
+        linked = there and os.path.islink(path) and is_picture_name(os.path.basename(os.path.realpath(path)))
+        if linked or (self._beside and casefold_name(name) in self._neighbours.taken):
+            raise DataError(f"{name} is itself a picture; use --names full, or another folder: --out")
 
 
 class CsvRowTarget:
@@ -253,7 +258,7 @@ def writable(folder: Path) -> bool:
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
-def names_by_fold(folder: Path) -> dict[str, list[str]]:
+def names_by_fold(folder: str | Path) -> dict[str, list[str]]:
     """The names in a folder by `casefold_name`; empty if the folder cannot be listed."""
     found: dict[str, list[str]] = {}
     try:
