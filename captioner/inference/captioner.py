@@ -74,7 +74,7 @@ class Captioner(BaseCaptioner):
 
     @classmethod
     def of(cls, run: Any) -> Captioner:
-        """The best epoch of an opened `checkpoints.Run`."""
+        """The best epoch of an opened `run_folder.Run`."""
         decoder, encoder = run.load_best()
         captioner = cls(encoder, decoder, run.vocabulary, run.config.decode)
         captioner.familiarity = Familiarity.load(run.folder)

@@ -1,4 +1,4 @@
-"""Beam search in NumPy: what `search.beam_search` does, where TensorFlow is too heavy to load.
+"""Beam search in NumPy: what `beam_search.beam_search` does, where TensorFlow is too heavy to load.
 
 In: `step(words, state) -> (logits, state, attention)` on NumPy arrays, and the state before the first word.
 Out: the same `Hypotheses` as from there, to the last word (a test compares the two); scores but for rounding.

@@ -1,6 +1,6 @@
 """A caption as a notebook shows it: the picture, what is said of it, and where the model looked for that.
 
-In: a `captions.Caption`; the picture is read again from its path, if it is still there. Out: HTML that needs
+In: a `caption.Caption`; the picture is read again from its path, if it is still there. Out: HTML that needs
 no other file and in which everything from outside is escaped; or a drawing of the attention as PNG.
 """
 

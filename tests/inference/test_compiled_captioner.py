@@ -21,7 +21,7 @@ from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, RunError
 from captioner.inference import beam_search as search
-from captioner.inference import numpy_beam_search as light_search
+from captioner.inference import numpy_beam_search
 from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.compiled_captioner import COMPILED, GRAPH, MANIFEST, CompiledCaptioner, NotExported
@@ -118,8 +118,8 @@ def test_the_search_is_that_of_tensorflow(seed: int) -> None:
 
     numbers = np.arange(pictures)[:, None]
     expected = search.beam_search(tensor_step, tf.constant(numbers), pictures=pictures, options=options)
-    found = light_search.beam_search(step, numbers, pictures=pictures, options=options)
-    narrowed = light_search.beam_search(
+    found = numpy_beam_search.beam_search(step, numbers, pictures=pictures, options=options)
+    narrowed = numpy_beam_search.beam_search(
         step, numbers, pictures=pictures, options=options, narrow=lambda numbers: step
     )
     for whole, part in zip(found, narrowed, strict=True):
@@ -146,7 +146,7 @@ def test_a_state_of_several_parts_follows_its_hypotheses() -> None:
         return logits, (count + 1, total), None
 
     options = SearchOptions(beam=3, max_words=5)
-    (best, *_), *_ = light_search.beam_search(
+    (best, *_), *_ = numpy_beam_search.beam_search(
         step, (np.zeros((1, 1), int), np.zeros((1, 1), int)), pictures=1, options=options
     )
     words, state, last = [], (np.zeros((1, 1), int), np.zeros((1, 1), int)), 2

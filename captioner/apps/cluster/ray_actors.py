@@ -1,4 +1,4 @@
-"""What runs on the machines of a Ray cluster; see `ray_engine`.
+"""What runs on the machines of a Ray cluster; see `ray_driver`.
 
 In: rows with paths. Out: rows with digests, captions or errors; shards of features in the worker's folder
 of the cache. An actor loads its model once. What a user has to mend goes back as `trouble`: raised here, it

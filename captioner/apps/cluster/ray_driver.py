@@ -38,7 +38,7 @@ def extract_on_ray(
     folder: str | Path | None = None,
     quiet: bool = False,
 ) -> Any:
-    """`features.extract` on a cluster; the same store, the same rows.
+    """`feature_extraction.extract` on a cluster; the same store, the same rows.
 
     Args:
         records: pictures; only id and path are looked at.
@@ -50,7 +50,7 @@ def extract_on_ray(
 
     Raises:
         EncoderError: on another machine the encoder has other weights, or cannot be loaded.
-        CaptionerError: as `features.extract`.
+        CaptionerError: as `feature_extraction.extract`.
     """
     from captioner.data.feature_cache import WORKERS, Failure
     from captioner.models import feature_extraction as features
@@ -83,7 +83,7 @@ def extract_on_ray(
 
 
 class RayCaptions:
-    """What `folders.caption_folders` needs of a captioner, computed on a cluster.
+    """What `job.caption_folders` needs of a captioner, computed on a cluster.
 
     Args:
         run: folder of the run, which every machine reaches.

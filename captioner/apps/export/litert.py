@@ -1,7 +1,7 @@
 """A run for LiteRT: the compiled form that captions without TensorFlow, or models for other devices.
 
 In: a run's networks. Out: in the run's `compiled/` the encoder's graph and what vouches for it; or
-`encoder.tflite` and `decoder.tflite` (signatures `start` and `step`, see export_networks.py) for one picture
+`encoder.tflite` and `decoder.tflite` (signatures `start` and `step`, see signatures.py) for one picture
 and the run's beam.
 """
 

@@ -1,7 +1,7 @@
 """A run for ONNX Runtime and whatever else reads ONNX: three graphs for any number of pictures.
 
 In: a run's networks. Out: `encoder.onnx`, `start.onnx`, `step.onnx`: what they take and give is said in
-export_networks.py.
+signatures.py.
 """
 
 from __future__ import annotations
