@@ -1,6 +1,6 @@
 """From a configuration and a folder of captioned pictures to a finished run.
 
-    records ─▶ vocabulary, encoder ─▶ run folder ─▶ for each phase: sources ─▶ batches ─▶ loop (see train_loop.py)
+    records ─▶ vocabulary, encoder ─▶ run folder ─▶ for each phase: sources ─▶ batches ─▶ loop (train_loop)
 
 Everything random is a function of (seed, phase, epoch, step), and a checkpoint holds all that is not: a
 training that is stopped anywhere, even by kill -9, and resumed ends with the weights of the unbroken one
