@@ -92,9 +92,10 @@ def test_coverage_is_zero_where_each_cell_is_looked_at_once():
     positions = tf.constant([[0, 0], [1, 0]], tf.int64)
     assert float(coverage(attention, positions)) == 0
     assert float(coverage(attention[:1], positions[:1])) == 0.5
-    phase = PhaseConfig(coverage=2.0)
-    extra = caption_loss(packed(), phase).objective - caption_loss(packed(), PhaseConfig()).objective
-    assert float(extra) > 0
+    wanted, unwanted = (caption_loss(packed(), PhaseConfig(coverage=weight)) for weight in (2.0, 0.0))
+    assert float(wanted.coverage) > 0 == float(unwanted.coverage)  # unweighted: the step weighs it
+    assert float(wanted.pictures) == 1
+    assert float(wanted.objective) == float(unwanted.objective)
 
 
 def test_a_reward_pushes_words_up_and_a_penalty_down():
