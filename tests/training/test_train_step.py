@@ -130,8 +130,8 @@ REWARD = {"objective": "reward", "samples": 3, "cross_entropy": 0.3}
     [
         ({"coverage": 0.5, "ema_decay": 0.9}, False),
         (REWARD, False),
-        ({"objective": "tests.training.test_train_step:own_loss"}, True),
-        (REWARD, True),
+        pytest.param({"objective": "tests.training.test_train_step:own_loss"}, True, marks=pytest.mark.slow),
+        pytest.param(REWARD, True, marks=pytest.mark.slow),  # minutes of compiling, as the one before
     ],
     ids=["coverage", "reward", "a loss of one's own, CNN from nothing", "reward, CNN from nothing"],
 )
