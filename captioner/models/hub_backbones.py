@@ -125,7 +125,7 @@ class PoolCells(keras.Layer):
 def _shares(size: int, most: int) -> np.ndarray:
     """(size, most): how much of each old cell lies in each new one, columns summing to 1.
 
-    >>> _shares(3, 2).round(2).tolist()
+    >>> _shares(3, 2).astype(float).round(2).tolist()
     [[0.67, 0.0], [0.33, 0.33], [0.0, 0.67]]
     """
     edges = np.linspace(0, size, most + 1)
