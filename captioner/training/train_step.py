@@ -211,6 +211,8 @@ class TrainStep:
                 losses = self._losses(cells, references, numbers, dropout)
                 objective += self.phase.cross_entropy * self._mean_loss(losses)
         sums = add_up(losses) if losses else (tf.constant(0.0),) * 3
+        # Samples that are all alike have no advantage and no gradient, those of spoiled weights, too.
+        sums = spoiled(sums, tf.add_n([tf.reduce_sum(v) for v in variables]))
         return self._apply(tape.gradient(objective, variables), sums, moved)
 
     def _evaluate_graph(self, count: int, batch: tuple[Tensor, ...], pictures: Tensor, seed: Tensor) -> Any:
@@ -303,9 +305,9 @@ def encoder_variables(phase: PhaseConfig, encoder: Encoder) -> list[Any]:
     return [v for layer in layers[start:] for v in layer.trainable_variables]
 
 
-def spoiled(sums: Sequence[Tensor], norm: Tensor) -> tuple[Tensor, ...]:
-    """The figures of a step; no numbers where its gradient is none, also if the loss itself still is."""
-    return tuple(x + 0.0 * norm for x in sums)  # 0 times infinity is no number
+def spoiled(sums: tuple[Tensor, ...], witness: Tensor) -> tuple[Tensor, ...]:
+    """The figures of a step; no numbers where `witness`, such as the gradient's norm, is none or infinite."""
+    return tuple(x + 0.0 * witness for x in sums)  # 0 times infinity is no number
 
 
 def stats_of(sums: Any, weights: Any) -> StepStats:
