@@ -1,7 +1,7 @@
 """Folders of pictures of all kinds for the tests, some of them broken; and captions of what is in them.
 
 `python -m tests.photos FOLDER --write txt …` is `captioner caption FOLDER --recursive …` with a captioner
-that needs no training and no TensorFlow: it names a picture's colour, in a language of that colour.
+that needs no training and no TensorFlow: it names a picture's color, in a language of that color.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.apps.sidecars.job import FolderPlan, caption_folders
-from captioner.cli.commands import parse
+from captioner.cli.parser import parse
 from captioner.data.image_files import gather
 from captioner.data.images import read_image
 from captioner.errors import ImageError
@@ -38,7 +38,7 @@ def make_photos(
 ) -> dict[Path, str | None]:
     """Draws `count` pictures into sub-folders: path → its caption by `captions_of`, or None for a broken one.
 
-    With `motifs` they show those pictures instead of plain colours, and their captions mean nothing.
+    With `motifs` they show those pictures instead of plain colors, and their captions mean nothing.
     """
     draw = random.Random(seed)
     made: dict[Path, str | None] = {}
@@ -49,13 +49,13 @@ def make_photos(
         if path in made:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        colour = draw.choice(list(COLOURS))
+        color = draw.choice(list(COLOURS))
         size = (draw.randrange(9, 90), draw.randrange(9, 90))
-        picture = Image.new("RGB", size, colour)
+        picture = Image.new("RGB", size, color)
         if motifs:
             picture = Image.open(draw.choice(motifs)).convert("RGB").resize((size[0] * 3, size[1] * 3))
         _save(path, picture, draw)
-        made[path] = COLOURS[colour]
+        made[path] = COLOURS[color]
         if draw.random() < broken:
             _break(path, draw)
             made[path] = None
@@ -63,7 +63,7 @@ def make_photos(
 
 
 def captions_of(paths: Iterable[Path], *, seconds: float = 0.0) -> Iterator[Caption]:
-    """As `Captioner.captions_of`: a caption a picture, by its colour."""
+    """As `Captioner.captions_of`: a caption a picture, by its color."""
     for path in paths:
         time.sleep(seconds)
         try:
@@ -71,8 +71,8 @@ def captions_of(paths: Iterable[Path], *, seconds: float = 0.0) -> Iterator[Capt
         except ImageError as error:
             yield Caption(str(path), error=error.reason)
             continue
-        colour = np.median(pixels, axis=0)
-        nearest = min(COLOURS, key=lambda known: float(np.abs(colour - np.array(known)).sum()))
+        color = np.median(pixels, axis=0)
+        nearest = min(COLOURS, key=lambda known: float(np.abs(color - np.array(known)).sum()))
         yield Caption(str(path), COLOURS[nearest], score=-0.5, log_probability=-1.5)
 
 
@@ -117,7 +117,7 @@ def main(arguments: list[str]) -> int:
         out=Path(parsed.out) if parsed.out else None,
         if_exists=parsed.if_exists or "skip",
         names=parsed.names or "short",
-        job="colours",
+        job="colors",
     )
     found = caption_folders(gather(parsed.paths, recursive=True), plan, captions_of, quiet=True)
     print(*found.lines(), sep="\n")

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from captioner.cli.commands import parse
+from captioner.cli.parser import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTAINERFILE = ROOT / "Containerfile"

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cli import commands as usage
 from captioner.cli import main as cli
 from captioner.cli import welcome
+from captioner.cli.parser import COMMANDS, load_command, parse
 from captioner.config import load_config, recipes
 from captioner.evaluation.metrics import METRICS
 from tests.apps.sidecars.test_job import opinionated
@@ -25,7 +25,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 MANUALS = {
     **{path.name: path.read_text(encoding="utf-8") for path in PAGES},
     "captioner": welcome.FIRST + welcome.AGAIN.format(run="runs/scenes"),
-    **{f"captioner {name} --help": command.EXAMPLES for name, command in usage.COMMANDS.items()},
+    **{f"captioner {name} --help": load_command(name).EXAMPLES for name in COMMANDS},
     **{f"recipe {name}": text.replace("# ", "") for name, text in recipes().items()},
 }
 
@@ -61,9 +61,9 @@ def test_every_command_in_the_manuals_parses(page: str) -> None:
             continue
         if "--help" in arguments:
             with pytest.raises(SystemExit):
-                usage.parse(arguments)
+                parse(arguments)
             continue
-        parsed = usage.parse(arguments)
+        parsed = parse(arguments)
         recipe = getattr(parsed, "recipe", None)
         if recipe and not recipe.endswith(".toml"):
             load_config(recipe, parsed.set)

@@ -5,25 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from captioner.config import Bounds
 from captioner.errors import ConfigError, unknown_name
 from captioner.inference.search_options import CaptionOptions, decoding_options
-
-
-class Command(Protocol):
-    """What the module of a command holds."""
-
-    SUMMARY: str  # one line for `captioner --help`
-    MORE: str  # what else to know
-    EXAMPLES: str  # what to type, line by line
-
-    def add_arguments(self, add: Any) -> None:
-        """Adds the command's arguments to a parser by its `add_argument`."""
-
-    def run(self, arguments: argparse.Namespace) -> int:
-        """Does what was asked for and gives the exit code."""
 
 
 class Parser(argparse.ArgumentParser):

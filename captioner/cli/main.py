@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TextIO
 
-from captioner.cli import completion
-from captioner.cli.commands import COMMANDS, build_parser, parse
+from captioner.cli.parser import build_parser, load_command, parse
 from captioner.cli.sharding import staging
 from captioner.errors import CaptionerError, missing_extra
 from captioner.system import console
@@ -74,8 +73,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if completion.wanted():
-        completion.answer(build_parser())
+    if "_ARGCOMPLETE" in os.environ:  # a shell asks what could be typed next
+        from captioner.cli.commands.completion import answer
+
+        answer(build_parser())
     if not arguments:
         from captioner.cli.welcome import greeting
 
@@ -95,7 +96,7 @@ def _run(arguments: list[str]) -> int:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     console.configure(quiet=parsed.quiet, verbose=parsed.verbose)
     with staging(parsed):
-        code = COMMANDS[parsed.command].run(parsed)
+        code = load_command(parsed.command).run(parsed)
     console.debug("done")
     return code
 

@@ -4,7 +4,7 @@ In: the content of an .xmp file. Out: the same with another `dc:description` in 
 other field, every other language, comments and identifiers stay, because only that one element is touched.
 The description is found as XMP part 1 (ISO 16684-1) writes it, and in the simpler ways seen in the wild.
 
-The one room that uses lxml (`pip install 'captioner[xmp]'`).
+The only module that uses lxml (`pip install 'captioner[xmp]'`).
 """
 
 from __future__ import annotations

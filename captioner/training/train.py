@@ -49,7 +49,6 @@ from captioner.training.micro_batches import use_cores_side_by_side
 from captioner.training.optimizers import TrainOptimizer, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
-from captioner.training.start import Start, config_from, first_rows, grow_vocabulary, grown_start
 from captioner.training.time_budget import within
 from captioner.training.train_loop import DevSet, PhaseTrainer, State
 from captioner.training.train_step import (
@@ -57,6 +56,7 @@ from captioner.training.train_step import (
     encoder_variables,
     trained_variables,
 )
+from captioner.training.warm_start import WarmStart, config_from, first_rows, grow_vocabulary, grown_start
 
 __all__ = ["train"]
 
@@ -175,7 +175,7 @@ class Training:
             precision=find_device().precision(self.config.train.precision),
         )
 
-    def _load_start(self) -> Start:
+    def _load_start(self) -> WarmStart:
         """The networks that training begins with; taken into the run folder, which then needs no other."""
         kept = self.run.load_start()
         if kept is None:
@@ -184,7 +184,7 @@ class Training:
             start = grown_start(Run.open(self.config.start), self.run.vocabulary, captions, source)
             self.run.save_start(start.arrays(self.encoder), start.info)
             return start
-        return Start.of(*kept)
+        return WarmStart.of(*kept)
 
     def fit_to_budget(self, seconds: float, *, since: float) -> None:
         """Leaves out epochs that do not fit into the time there is; times a few steps of each phase first.

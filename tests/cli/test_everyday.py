@@ -1,4 +1,4 @@
-"""Everyday use: the greeting, typing errors, how much is said, colours, names of runs, Tab, the doctor."""
+"""Everyday use: the greeting, typing errors, how much is said, colors, names of runs, Tab, the doctor."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from captioner.cli.commands import COMMANDS, build_parser, parse
-from captioner.cli.completion import SHELLS, WORDS
+from captioner.cli.commands.completion import SHELLS, WORDS
 from captioner.cli.main import main
+from captioner.cli.parser import COMMANDS, build_parser, load_command, parse
 from captioner.runs.locate import new_run, newest_runs
 from captioner.system import console
 
@@ -76,7 +76,7 @@ def test_a_typing_error_is_answered_with_what_was_meant(
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_takes_quiet_and_verbose(name: str) -> None:
-    examples = (line for line in COMMANDS[name].EXAMPLES.splitlines() if f"captioner {name}" in line)
+    examples = (line for line in load_command(name).EXAMPLES.splitlines() if f"captioner {name}" in line)
     example = next(examples).partition("captioner ")[2]
     words = shlex.split(example.partition(" > ")[0], comments=True)
     parsed = parse([*words, "--quiet", "--verbose"])
@@ -102,7 +102,7 @@ def test_verbose_tells_details_and_shows_where_an_error_came_from(
     assert "Traceback" in said and "error: " in said.splitlines()[-1]
 
 
-def test_colours_only_where_they_are_seen_and_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colors_only_where_they_are_seen_and_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console.styled("x", "red", io.StringIO()) == "x"
     assert console.styled("x", "red", Terminal()) == "\033[31mx\033[0m"
     for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from captioner.cli.commands import COMMANDS, parse
 from captioner.cli.main import main
+from captioner.cli.parser import COMMANDS, load_command, parse
 
 ROOT = Path(__file__).resolve().parents[2]
 NEW = {**os.environ, "PYTHONPATH": str(ROOT)}  # a process of its own, wherever it is started
@@ -68,7 +68,7 @@ def test_help_shows_examples_that_can_be_typed(command: str, capsys: pytest.Capt
 
 def test_every_command_has_its_function() -> None:
     for command in COMMANDS:
-        assert callable(COMMANDS[command].run) and COMMANDS[command].run.__doc__
+        assert load_command(command).run.__doc__
 
 
 def test_help_and_wrong_use_load_nothing_slow() -> None:
@@ -141,7 +141,7 @@ def test_ctrl_c_ends_with_a_sentence(
     def interrupted(_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("captioner.cli.info.run", interrupted)
+    monkeypatch.setattr("captioner.cli.commands.info.run", interrupted)
     code, out, err = run("info", "runs", capsys=capsys)
     assert (code, out) == (130, "")
     assert err.startswith("stopped (Ctrl-C)") and err.count("\n") == 1
@@ -154,7 +154,7 @@ def test_too_little_memory_ends_with_a_sentence(
     def fill_up(arguments: Any) -> int:
         raise kind("Unable to allocate 8.00 TiB")
 
-    monkeypatch.setattr("captioner.cli.data.run", fill_up)
+    monkeypatch.setattr("captioner.cli.commands.data.run", fill_up)
     assert main(["data", "."]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: not enough memory; fewer pictures at a time") and "Traceback" not in said

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.cli.completion import SHELLS
+from captioner.cli.commands.completion import SHELLS
 from captioner.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]

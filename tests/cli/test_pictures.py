@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.cli.commands import COMMANDS, build_parser
 from captioner.cli.main import main
+from captioner.cli.parser import COMMANDS, build_parser
 
 ROOT = Path(__file__).resolve().parents[2]
 READ_NONE = {"sample", "info", "cache", "doctor", "completion", "review"}

@@ -21,7 +21,7 @@ from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run
 
-REFERENCES = [[f"a {colour} {shape}"] for colour in ("red", "blue", "green", "white") for shape in "abcd"]
+REFERENCES = [[f"a {color} {shape}"] for color in ("red", "blue", "green", "white") for shape in "abcd"]
 
 
 @pytest.fixture(scope="module")

@@ -79,11 +79,11 @@ def found(tmp_path: Path) -> Evaluation:
     for number in range(12):
         path = tmp_path / f"<b>{number}.png"
         Image.new("RGB", (40, 30), (20 * number, 90, 90)).save(path)
-        colour = ("red", "blue", "green")[number % 3]
+        color = ("red", "blue", "green")[number % 3]
         records.append(
-            CaptionedImage(path.name, path, (f"a {colour} thing & <i>more</i>", f"one {colour} thing"))
+            CaptionedImage(path.name, path, (f"a {color} thing & <i>more</i>", f"one {color} thing"))
         )
-        text = f"a {colour} thing" if number < 8 else "<script> alert"
+        text = f"a {color} thing" if number < 8 else "<script> alert"
         captions.append(Caption(path.name, text, -number / 10, -1.0, tuple(text.split())))
     scores = score_with_chance(
         [record.captions for record in records], [caption.text for caption in captions]

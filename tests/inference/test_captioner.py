@@ -43,7 +43,7 @@ def captioner() -> Captioner:
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    """(20, 40, 60, 3) noise of different colours and coarseness."""
+    """(20, 40, 60, 3) noise of different colors and coarseness."""
     draw = np.random.default_rng(0)
     coarse = draw.integers(0, 256, (20, 4, 6, 3), dtype=np.uint8)
     return coarse.repeat(10, axis=1).repeat(10, axis=2)

@@ -81,7 +81,7 @@ def copy(run: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def pictures() -> np.ndarray:
-    """(20, 40, 60, 3) noise of different colours and coarseness."""
+    """(20, 40, 60, 3) noise of different colors and coarseness."""
     coarse = np.random.default_rng(0).integers(0, 256, (20, 4, 6, 3), dtype=np.uint8)
     return coarse.repeat(10, axis=1).repeat(10, axis=2)
 

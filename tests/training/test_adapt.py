@@ -21,8 +21,8 @@ from captioner.training.adapt import AdaptStep, StartCaptions, most_alike
 from captioner.training.input_pipeline import TokenizedCaptions
 from captioner.training.losses import divergence
 from captioner.training.optimizers import TrainOptimizer
-from captioner.training.start import first_rows, grow_rows, grow_vocabulary, word_shares
 from captioner.training.train import train
+from captioner.training.warm_start import first_rows, grow_rows, grow_vocabulary, word_shares
 
 OLD = Vocabulary.build(["a dog runs", "a cat"])
 CELLS, CHANNELS = 3, 4

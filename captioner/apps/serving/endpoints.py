@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from captioner.apps.serving.corrections import FolderFull
+from captioner.apps.serving.correction_folder import FolderFull
 from captioner.apps.serving.requests import UnsupportedMediaType
 from captioner.apps.serving.schemas import sentence_of
 from captioner.apps.serving.service import Overloaded, ServedModel, Service, UnknownRun, requested_part

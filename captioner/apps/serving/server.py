@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from captioner.apps.serving.corrections import Corrections
+from captioner.apps.serving.correction_folder import CorrectionFolder
 from captioner.apps.serving.service import ServedModel, ServeLimits, Service
 from captioner.errors import CaptionerError, MissingExtra
 from captioner.inference.search_options import CaptionOptions
@@ -46,7 +46,7 @@ def serve(runs: Sequence[str | Path], address: ServerAddress, limits: ServeLimit
     _check_extra()
     from captioner.apps.serving.served_models import open_runs
 
-    corrections = Corrections(address.corrections) if str(address.corrections) else None
+    corrections = CorrectionFolder(address.corrections) if str(address.corrections) else None
     with listening(address.host, address.port) as listener:
         service = Service(open_runs(runs), limits, corrections)
         try:

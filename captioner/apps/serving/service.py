@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from captioner.apps.serving.batcher import Batcher
-from captioner.apps.serving.corrections import Correction, Corrections
+from captioner.apps.serving.correction_folder import Correction, CorrectionFolder
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits, read_image
 from captioner.errors import CaptionerError, ConfigError, ImageError, RunError, unknown_name
@@ -121,7 +121,7 @@ class Service:
         self,
         models: Sequence[ServedModel],
         limits: ServeLimits | None = None,
-        corrections: Corrections | None = None,
+        corrections: CorrectionFolder | None = None,
     ) -> None:
         if not models:
             raise RunError("no run to serve; name at least one run folder")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from captioner.apps.sidecars.formats import CaptionRecord, append_caption
+from captioner.apps.sidecars.file_kinds import CaptionRecord, append_caption
 from captioner.apps.sidecars.journal import Journal, folder_lock, picture_stamp, same_stamp
 from captioner.apps.sidecars.plan import FolderPlan
 from captioner.apps.sidecars.targets import ExistingCaption, Target

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from captioner.apps.sidecars.csv_table import Table
+from captioner.apps.sidecars.file_kinds import WRITERS, CaptionRecord, Sheet, sheets_of_parts
 from captioner.apps.sidecars.folder_state import NO_WORDS, Folder, Result
-from captioner.apps.sidecars.formats import WRITERS, CaptionRecord, Sheet, sheets_of_parts
 from captioner.apps.sidecars.journal import Journal, folder_lock
 from captioner.apps.sidecars.out_tree import OutTree
 from captioner.apps.sidecars.plan import FolderPlan

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from captioner.apps.sidecars.formats import json_bytes
+from captioner.apps.sidecars.file_kinds import json_bytes
 from captioner.data.own_captions import JOURNAL, JOURNAL_OF_PART
 from captioner.errors import CaptionerError, RunError
 from captioner.system.files import append_line, storing

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.apps.sidecars.csv_table import Table
+from captioner.apps.sidecars.file_kinds import WRITERS, Sheet, Sidecar
 from captioner.apps.sidecars.folder_state import text_digest
-from captioner.apps.sidecars.formats import WRITERS, Sheet, Sidecar
 from captioner.apps.sidecars.journal import Journal, folder_lock
 from captioner.apps.sidecars.out_tree import OutTree
 from captioner.apps.sidecars.targets import (

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from captioner.apps.sidecars.formats import json_bytes
+from captioner.apps.sidecars.file_kinds import json_bytes
 from captioner.apps.sidecars.journal import Journal, file_lock, picture_stamp, same_stamp
 from captioner.data.image_files import Pictures, is_picture_name
 from captioner.errors import RunError

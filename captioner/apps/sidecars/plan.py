@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from captioner.apps.sidecars.formats import WRITERS, Sidecar
+from captioner.apps.sidecars.file_kinds import WRITERS, Sidecar
 from captioner.errors import ConfigError, unknown_name
 from captioner.system.shard_spec import WHOLE, ShardSpec
 

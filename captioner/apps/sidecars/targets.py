@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from captioner.apps.sidecars.csv_table import Table
-from captioner.apps.sidecars.formats import CaptionRecord, Sidecar, casefold_name, names_needing_suffix
+from captioner.apps.sidecars.file_kinds import CaptionRecord, Sidecar, casefold_name, names_needing_suffix
 from captioner.data.image_files import is_picture_name
 from captioner.errors import CaptionerError, DataError
 from captioner.system.files import atomic_write, flush_folder, storing

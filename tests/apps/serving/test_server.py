@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.apps.serving.corrections import Corrections
+from captioner.apps.serving.correction_folder import CorrectionFolder
 from captioner.apps.serving.service import ServedModel, ServeLimits, Service
 from captioner.config import DecodeConfig
 from captioner.data.images import Limits
@@ -145,7 +145,7 @@ def running(
     }
     toy = ServedModel("toy", (8, 12), model, DecodeConfig(beam=3), about)
     models = [toy, ServedModel("other", (8, 8), FakeModel("otherwise")), *more]
-    service = Service(models, limits, Corrections(corrections) if corrections else None)
+    service = Service(models, limits, CorrectionFolder(corrections) if corrections else None)
     with listening("127.0.0.1", 0) as listener:
         config = uvicorn.Config(
             application(service, ServerAddress(token=token, names=names)),

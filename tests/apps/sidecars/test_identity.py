@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from captioner.apps.sidecars.formats import WRITERS, Sidecar
+from captioner.apps.sidecars.file_kinds import WRITERS, Sidecar
 from captioner.apps.sidecars.job import caption_folders
 from captioner.apps.sidecars.journal import picture_stamp, same_stamp
 from captioner.apps.sidecars.out_tree import OutTree

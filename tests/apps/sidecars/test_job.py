@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioner.apps.sidecars.formats import WRITERS, Sidecar, names_needing_suffix
+from captioner.apps.sidecars.file_kinds import WRITERS, Sidecar, names_needing_suffix
 from captioner.apps.sidecars.job import FolderPlan, caption_folders
 from captioner.apps.sidecars.journal import JOURNAL, Journal, folder_lock
 from captioner.apps.sidecars.summary import Outcomes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import ExifTags, Image
 
-from captioner.apps.sidecars.formats import WRITERS, Sidecar
+from captioner.apps.sidecars.file_kinds import WRITERS, Sidecar
 from captioner.apps.sidecars.job import caption_folders
 from captioner.apps.sidecars.plan import NAMES, PROGRAMS, FolderPlan
 from captioner.apps.sidecars.summary import Outcomes

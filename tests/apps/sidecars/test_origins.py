@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from captioner.apps.sidecars.csv_table import Table
-from captioner.apps.sidecars.formats import WRITERS, Sidecar
+from captioner.apps.sidecars.file_kinds import WRITERS, Sidecar
 from captioner.apps.sidecars.job import caption_folders
 from captioner.apps.sidecars.origins import FolderCaptions, accept, captions_in
 from captioner.apps.sidecars.plan import FolderPlan

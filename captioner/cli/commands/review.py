@@ -11,7 +11,6 @@ from typing import Any
 
 from captioner.cli.arguments import whole
 
-SUMMARY = "count corrected captions, and name those to correct next"
 MORE = (
     "Tells captions that people wrote or corrected from those that captioner wrote, by the journal that\n"
     "`captioner caption --write` keeps, and lists first what the model was least sure of. What is right as\n"
@@ -35,8 +34,8 @@ def add_arguments(add: Any) -> None:
 
 def run(arguments: Namespace) -> int:
     """`captioner review`: what has been corrected, and what should be."""
+    from captioner.apps.sidecars.human_captions import least_sure
     from captioner.apps.sidecars.origins import ORIGINS, accept, captions_in
-    from captioner.cli.corrections import least_sure
 
     folder = Path(arguments.folder)
     place = Path(arguments.captions) if arguments.captions else None

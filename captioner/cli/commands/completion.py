@@ -18,7 +18,6 @@ SHELLS = {  # shell → file that it reads by itself
     "zsh": "~/.zfunc/_captioner",
     "fish": "~/.config/fish/completions/captioner.fish",
 }
-SUMMARY = "let the shell complete commands, options and recipes with Tab"
 MORE = (
     "Prints what the shell has to run; --install puts it where the shell finds it by itself. Without a\n"
     "name, the shell is that of $SHELL."
@@ -96,8 +95,3 @@ def _completer(metavar: str, library: Any) -> Any:
     if metavar in _ENDINGS:
         return library.completers.FilesCompleter(_ENDINGS[metavar])
     return None
-
-
-def wanted() -> bool:
-    """Whether a shell asks what could be typed next."""
-    return "_ARGCOMPLETE" in os.environ

@@ -42,7 +42,7 @@ class Correction:
     replaced: bool  # whether the picture had a sentence before
 
 
-class Corrections:
+class CorrectionFolder:
     """A folder of corrected captions; made if it is not there.
 
     Args:
@@ -54,7 +54,7 @@ class Corrections:
 
     Example:
         >>> import tempfile
-        >>> corrections = Corrections(Path(tempfile.mkdtemp()))
+        >>> corrections = CorrectionFolder(Path(tempfile.mkdtemp()))
         >>> content = io.BytesIO()
         >>> Image.new("RGB", (8, 8)).save(content, "PNG")
         >>> corrections.keep(content.getvalue(), "  a black\\nsquare ").caption

@@ -18,7 +18,6 @@ from captioner.cli.outputs import check_run_folder
 from captioner.errors import CaptionerError, ConfigError
 from captioner.system import console
 
-SUMMARY = "learn from corrected captions: a model of one's own, in minutes"
 MORE = (
     "Begins with a trained run, the one that comes with captioner unless told otherwise, and learns from\n"
     "what people wrote in FOLDER: text files or XMP beside the pictures, a table, or any data set. Captions\n"
@@ -62,7 +61,7 @@ def add_arguments(add: Any) -> None:
 
 def run(arguments: Namespace) -> int:
     """`captioner adapt`: from corrections to a run."""
-    from captioner.cli.corrections import Corrections, read_corrections
+    from captioner.apps.sidecars.human_captions import Corrections, read_corrections
     from captioner.data.corrections import split_corrections
     from captioner.inference.loading import load_tensorflow
     from captioner.runs.locate import find_run, new_run

@@ -24,7 +24,6 @@ from captioner.version import __version__
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
-SUMMARY = "say what this machine has, what is missing, and what to install"
 MORE = "Exit code 1 if something is missing that every use needs."
 EXAMPLES = "  captioner doctor\n  captioner doctor --json"
 _MARKS = {"good": ("✓", "green"), "could": ("·", "faint"), "bad": ("✗", "red")}

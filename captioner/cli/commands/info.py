@@ -9,7 +9,6 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-SUMMARY = "say what a run folder holds"
 MORE = "Encoder, words, epochs, scores, sizes, and the checkpoints kept."
 EXAMPLES = "  captioner info runs/flickr8k\n  captioner info runs/flickr8k --config > my-recipe.toml"
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from captioner.cli.arguments import apply_limits, limit_arguments
 
-SUMMARY = "teach a run to say how sure it is, and when a picture is unlike those it knows"
 MORE = (
     "Captions the dev pictures and looks at training pictures, then writes a few kilobytes into the run:\n"
     "`caption --json`, the API and the page then say `confidence` (how often captions of such a score were\n"

@@ -21,7 +21,6 @@ from captioner.system import console
 if TYPE_CHECKING:
     from captioner.data.image_files import Pictures
 
-SUMMARY = "describe pictures"
 MORE = (
     "One line a picture. One that cannot be read is reported on stderr, does not disturb the others,\n"
     "and makes the exit code 1. With --write the captions go into files; repeat the command, whatever\n"

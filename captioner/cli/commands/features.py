@@ -12,7 +12,6 @@ from typing import Any
 from captioner.cli import sharding
 from captioner.cli.arguments import apply_limits, limit_arguments, set_argument
 
-SUMMARY = "run the CNN over a data set and keep what it gives"
 MORE = (
     "Training and evaluation do this themselves when needed; this does it beforehand. It may be\n"
     "interrupted and repeated. Several machines share the work with --shard or --engine; docs/scale.md."

@@ -13,7 +13,6 @@ from typing import Any
 from captioner.cli.arguments import apply_limits, format_argument, limit_arguments
 from captioner.cli.outputs import check_files, force_argument
 
-SUMMARY = "score captions that were written elsewhere, and say which are better"
 MORE = (
     "The same scores as `captioner evaluate`, beside what the captions score with the pictures shuffled.\n"
     'A file is COCO results ([{"image_id", "caption"}]), JSON lines or a CSV table (image,caption).\n'

@@ -11,7 +11,6 @@ from typing import Any
 
 from captioner.cli.arguments import whole
 
-SUMMARY = "a web page and an HTTP API around trained models"
 MORE = (
     "Listens on this machine alone unless told otherwise with --host. The API takes pictures as forms, JSON\n"
     "or bare bytes, and in the shape of Ollama's, for PhotoPrism and others; its page is /docs. Pictures\n"

@@ -14,7 +14,6 @@ from captioner.cli.arguments import apply_limits, limit_arguments, number, set_a
 from captioner.cli.outputs import check_run_folder
 from captioner.errors import ConfigError
 
-SUMMARY = "train a model on captioned pictures"
 MORE = "Writes a run folder that holds all that captioning needs. Ctrl-C finishes the step and saves."
 EXAMPLES = (
     "  captioner train sample --data scenes\n"

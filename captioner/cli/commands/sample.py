@@ -10,7 +10,6 @@ from typing import Any
 
 from captioner.cli.arguments import whole
 
-SUMMARY = "draw a small data set of coloured shapes, to try things on"
 MORE = "The test pictures show combinations that training never shows."
 EXAMPLES = "  captioner sample scenes\n  captioner sample szenen --language de --pictures 600"
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from captioner.cli.arguments import apply_limits, limit_arguments, whole
 
-SUMMARY = "make a run caption without TensorFlow, or give it to other programs"
 MORE = (
     "Without --out the run gets a compiled form, with which `captioner caption` starts in a fraction of the\n"
     "time. Whatever is made is kept only if it captions pictures as the run itself does."

@@ -29,7 +29,7 @@ from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
 PICTURES_AT_A_TIME = 16
 
 
-class Start(NamedTuple):
+class WarmStart(NamedTuple):
     """Where a training begins.
 
     Attributes:
@@ -43,7 +43,7 @@ class Start(NamedTuple):
     info: dict[str, Any]
 
     @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray], info: dict[str, Any]) -> Start:
+    def of(cls, arrays: Mapping[str, np.ndarray], info: dict[str, Any]) -> WarmStart:
         """What `arrays` gave."""
         return cls(select_prefix(arrays, "decoder/"), arrays["shares"], info)
 
@@ -56,7 +56,7 @@ class Start(NamedTuple):
 
 def grown_start(
     run: Run, vocabulary: Vocabulary, captions: TokenizedCaptions, source: FeatureSource
-) -> Start:
+) -> WarmStart:
     """What a run hands on to a training.
 
     Args:
@@ -81,7 +81,7 @@ def grown_start(
         "new_words": list(vocabulary.words[len(words) :]),
         "start": run.start,
     }
-    return Start(grow_rows(decoder.weights_dict(), shares), shares, info)
+    return WarmStart(grow_rows(decoder.weights_dict(), shares), shares, info)
 
 
 def config_from(config: Config, start: Config) -> Config:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from captioner.apps.sidecars.csv_table import Table
-from captioner.apps.sidecars.formats import (
+from captioner.apps.sidecars.file_kinds import (
     WRITERS,
     Sidecar,
     append_caption,
@@ -302,7 +302,7 @@ def test_names_that_are_not_unicode_survive(tmp_path: Path) -> None:
 
 def test_writers_load_nothing_slow() -> None:
     code = (
-        "import sys, captioner.apps.sidecars.formats\n"
+        "import sys, captioner.apps.sidecars.file_kinds\n"
         "print({'lxml', 'tensorflow', 'keras', 'matplotlib'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

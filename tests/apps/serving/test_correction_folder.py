@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra is not installed: pip install 'captioner[serve]'")
 
 from captioner.apps.serving import corrections as room  # noqa: E402
-from captioner.apps.serving.corrections import Corrections, FolderFull, checked_sentence  # noqa: E402
+from captioner.apps.serving.correction_folder import CorrectionFolder, FolderFull, checked_sentence  # noqa: E402
 from captioner.cli.main import main  # noqa: E402
 from captioner.data.datasets import load_split  # noqa: E402
 from captioner.errors import CaptionerError, ConfigError, ImageError  # noqa: E402
@@ -104,10 +104,10 @@ def test_token_and_origin_hold_here_too(tmp_path: Path) -> None:
 
 
 def test_the_folder_is_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    corrections = Corrections(tmp_path)
+    corrections = CorrectionFolder(tmp_path)
     for brightness, text in enumerate(["our dog Bella", "눈 속의 벨라", "Bella im großen Schnee"]):
         corrections.keep(png(brightness), text)
-    assert len(Corrections(tmp_path)) == 3  # as the next server counts them
+    assert len(CorrectionFolder(tmp_path)) == 3  # as the next server counts them
     records = load_split(tmp_path, "all").records
     assert sorted(caption for record in records for caption in record.captions) == sorted(
         ["our dog Bella", "눈 속의 벨라", "Bella im großen Schnee"]
@@ -117,7 +117,7 @@ def test_the_folder_is_a_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_a_folder_that_is_full(tmp_path: Path) -> None:
-    corrections = Corrections(tmp_path, most=1)
+    corrections = CorrectionFolder(tmp_path, most=1)
     corrections.keep(png(1), "one")
     with pytest.raises(FolderFull, match="another --corrections folder"):
         corrections.keep(png(2), "two")
@@ -127,7 +127,7 @@ def test_a_folder_that_is_full(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(CaptionerError, match="--corrections .*file: cannot be used"):
-        Corrections(tmp_path / "file")
+        CorrectionFolder(tmp_path / "file")
 
 
 def test_whatever_ends_it_the_picture_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,14 +140,14 @@ def test_whatever_ends_it_the_picture_comes_first(tmp_path: Path, monkeypatch: p
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
         patch.setattr(room, "atomic_write", dying)
-        Corrections(tmp_path).keep(png(1), "one")
-    corrections = Corrections(tmp_path)
+        CorrectionFolder(tmp_path).keep(png(1), "one")
+    corrections = CorrectionFolder(tmp_path)
     assert not corrections.keep(png(1), "one").replaced
     assert len(corrections) == 1
 
 
 def test_many_at_a_time_leave_one_sentence(tmp_path: Path) -> None:
-    corrections, start = Corrections(tmp_path), threading.Barrier(8)
+    corrections, start = CorrectionFolder(tmp_path), threading.Barrier(8)
 
     def correct(number: int) -> None:
         start.wait()
@@ -168,6 +168,6 @@ def test_a_sentence_stays_as_it_is_written(text: str) -> None:
 
 def test_errors_are_the_usual_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no words"):
-        Corrections(tmp_path).keep(png(1), "")
+        CorrectionFolder(tmp_path).keep(png(1), "")
     with pytest.raises(ImageError):
-        Corrections(tmp_path).keep(b"", "a dog")
+        CorrectionFolder(tmp_path).keep(b"", "a dog")

@@ -20,7 +20,6 @@ from captioner.errors import CaptionerError, ConfigError, RunError, unknown_name
 if TYPE_CHECKING:
     from captioner.data.feature_cache import CacheSummary
 
-SUMMARY = "list what is kept of the CNN's features, and remove what nothing needs any more"
 MORE = (
     "Features are computed again when they are needed, so removing them costs only time. A cache is needed\n"
     "no more if its pictures are gone, if it is damaged, or if this version cannot read it; --unused DAYS\n"

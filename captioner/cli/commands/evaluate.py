@@ -23,7 +23,6 @@ from captioner.cli.arguments import (
 )
 from captioner.cli.outputs import check_files, force_argument
 
-SUMMARY = "caption a split and score the captions"
 MORE = (
     "BLEU-1 to 4, ROUGE-L and CIDEr-D in per cent, beside what the captions score with the pictures\n"
     "shuffled. Writes predictions.jsonl and scores.json, and with --report a page that opens offline."

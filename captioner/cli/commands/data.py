@@ -13,7 +13,6 @@ from typing import Any
 from captioner.cli.arguments import apply_limits, format_argument, limit_arguments, whole
 from captioner.cli.outputs import check_files, force_argument
 
-SUMMARY = "look at a data set: sizes, lengths, vocabulary, what is wrong with it"
 MORE = "Reads captions and folder listings; opens pictures only for the sheet."
 EXAMPLES = "  captioner data flickr8k\n  captioner data my-photos/captions.csv --sheet sheet.png"
 

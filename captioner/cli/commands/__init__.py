@@ -1,0 +1,1 @@
+"""One file a command: its arguments, its help, and what it calls. Loads nothing slow until it is run."""
