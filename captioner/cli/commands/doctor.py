@@ -153,10 +153,12 @@ def _requirements() -> dict[str, list[Requirement]]:
 
     from packaging.requirements import Requirement
 
+    from captioner.runs.locate import PACKAGE
+
     try:
         lines = metadata.requires("captioner") or []
     except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        project = Path(__file__).parents[2] / "pyproject.toml"
+        project = PACKAGE.parent / "pyproject.toml"
         table = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
         extras = table["optional-dependencies"]
         lines = table["dependencies"] + [

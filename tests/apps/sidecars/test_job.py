@@ -52,10 +52,10 @@ class Model:
             yield Caption(str(path), self.says, score=-1.0, log_probability=-2.0)
 
 
-def photos(folder: Path, *names: str, colour: str = "red") -> Path:
+def photos(folder: Path, *names: str, color: str = "red") -> Path:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (6, 4), colour).save(folder / name)
+        Image.new("RGB", (6, 4), color).save(folder / name)
     return folder
 
 
@@ -142,7 +142,7 @@ def test_what_is_known_is_written_without_the_model(tmp_path: Path) -> None:
 def test_a_changed_picture_is_captioned_again_but_no_word_of_a_person_is_lost(tmp_path: Path) -> None:
     caption(photos(tmp_path, "a.jpg", "b.jpg", "c.jpg"), Model("old"), "txt", "csv")
     (tmp_path / "b.txt").write_text("improved by hand")
-    photos(tmp_path, "a.jpg", "b.jpg", colour="blue")
+    photos(tmp_path, "a.jpg", "b.jpg", color="blue")
     model = Model("new")
     caption(tmp_path, model, "txt", "csv")
     assert model.shown == ["a.jpg", "b.jpg"]
