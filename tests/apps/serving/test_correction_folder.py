@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra is not installed: pip install 'captioner[serve]'")
 
-from captioner.apps.serving import corrections as room  # noqa: E402
+from captioner.apps.serving import correction_folder as store  # noqa: E402
 from captioner.apps.serving.correction_folder import CorrectionFolder, FolderFull, checked_sentence  # noqa: E402
 from captioner.cli.main import main  # noqa: E402
 from captioner.data.datasets import load_split  # noqa: E402
@@ -131,7 +131,7 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_whatever_ends_it_the_picture_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = room.atomic_write
+    write = store.atomic_write
 
     def dying(path: Path, content: bytes | str) -> None:
         if path.suffix == ".txt":
@@ -139,7 +139,7 @@ def test_whatever_ends_it_the_picture_comes_first(tmp_path: Path, monkeypatch: p
         write(path, content)
 
     with monkeypatch.context() as patch, pytest.raises(SystemExit):
-        patch.setattr(room, "atomic_write", dying)
+        patch.setattr(store, "atomic_write", dying)
         CorrectionFolder(tmp_path).keep(png(1), "one")
     corrections = CorrectionFolder(tmp_path)
     assert not corrections.keep(png(1), "one").replaced
