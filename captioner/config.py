@@ -115,7 +115,8 @@ class TrainConfig:
     """What holds for all phases of a training."""
 
     precision: str = "auto"  # auto, float32 or bfloat16: matrix products only; sums stay float32
-    select: str = "cider"  # dev score that picks the best epoch and stops early: cider, bleu4, …
+    bfloat16_convolutions: bool = False  # where precision is bfloat16: steps through the CNN in it, too
+    select: str = "cider"  # dev score that picks the best epoch and stops early: cider, bleu4, cider_de, …
     dev_pictures: int = 0  # dev pictures captioned after each epoch; 0: all
     save_minutes: float = 5.0  # at least this often within an epoch (and after each epoch)
     max_to_keep: int = 2  # resumable checkpoints kept
@@ -127,7 +128,7 @@ class TrainConfig:
 class PhaseConfig:
     """One stretch of training: an objective, what it changes, for how long."""
 
-    objective: str = "cross_entropy"  # cross_entropy, reward, or package.module:name
+    objective: str = "cross_entropy"  # cross_entropy, distill, reward, or package.module:name
     trains: tuple[str, ...] = ("decoder",)  # decoder, encoder
     encoder_from: str = ""  # first encoder layer trained; the ones before stay; empty: all
     augment: bool = False  # pictures cropped, flipped, recolored anew each epoch (no cache)
@@ -152,6 +153,9 @@ class PhaseConfig:
     samples: int = 5  # reward: captions sampled a picture
     temperature: float = 1.0  # reward: of the samples
     cross_entropy: float = 0.0  # reward: weight of a cross-entropy term beside it
+    views: str = "all"  # of a frozen encoder on augmented pictures: all, or one, as it is trained
+    teachers: tuple[str, ...] = ()  # distill: run folders with the words of this one; averaged
+    teacher_share: float = 0.7  # distill: of the target; the rest is the caption's own word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -229,11 +233,18 @@ class Config:
                     samples and phase.samples < 2,
                     "2 or more, for they are compared with each other",
                 ),
+                "teachers": (
+                    phase.objective == "distill" and not phase.teachers,
+                    "the folders of finished runs to learn from",
+                ),
             }
             for key, (impossible, expected) in wrong.items():
                 if impossible:
-                    told = f"phases.{name}.{key} = {getattr(phase, key):g}"
-                    raise ConfigError(f"{told}: nothing would be learned; expected {expected}")
+                    value = getattr(phase, key)
+                    told = f"{value:g}" if isinstance(value, int | float) else list(value)
+                    raise ConfigError(
+                        f"phases.{name}.{key} = {told}: nothing would be learned; expected {expected}"
+                    )
 
 
 # Optimizers whose rule has a weight decay; one's own (package.module:name) sees to that itself.
@@ -255,6 +266,14 @@ def _without_effect(phase: PhaseConfig) -> Iterator[tuple[str, str]]:
     else:
         for key in sorted(changed & {"samples", "temperature", "cross_entropy"}):
             yield key, 'only a phase with objective = "reward" uses it'
+    if phase.objective == "distill":
+        for key in sorted(changed & {"label_smoothing", "coverage"}):
+            yield key, "the teachers say what is likely"
+    else:
+        for key in sorted(changed & {"teachers", "teacher_share"}):
+            yield key, 'only a phase with objective = "distill" uses it'
+    if "views" in changed and ("encoder" in phase.trains or not phase.augment):
+        yield "views", "only a frozen encoder on augmented pictures can look once"
     if "encoder" not in phase.trains:
         for key in sorted(changed & {"encoder_learning_rate", "encoder_from"}):
             yield key, "the phase does not train the encoder"
@@ -426,8 +445,11 @@ _CHOICES = {
     "train.precision": ("auto", "float32", "bfloat16"),
     "train.select": ("cider", "bleu4", "bleu3", "bleu2", "bleu1", "rouge_l", "loss"),
 }
-_PHASE_CHOICES = {"schedule": ("constant", "linear", "cosine", "exponential")}
-_SHARES = ("dropout", "grid_dropout", "label_smoothing", "ema_decay")
+_PHASE_CHOICES = {
+    "schedule": ("constant", "linear", "cosine", "exponential"),
+    "views": ("all", "one"),
+}
+_SHARES = ("dropout", "grid_dropout", "label_smoothing", "ema_decay", "teacher_share")
 _POSITIVE = (
     *("units", "embedding", "heads", "max_words"),
     *("epochs", "pictures_per_batch", "max_to_keep", "samples"),
@@ -447,6 +469,8 @@ def _validate(config: Config, source: str) -> None:
             name = f"{section}.{key}"
             phase_choices = _PHASE_CHOICES if section.startswith("phases.") else {}
             choices = _CHOICES.get(name) or phase_choices.get(key)
+            if name == "train.select":  # of one language: cider_de
+                value = str(value).rpartition("_")[0] if _of_language(str(value)) else value
             if choices and value not in choices:
                 raise ConfigError(f"{source}: " + unknown_name(name, str(value), choices))
             if section == "decode":
@@ -463,6 +487,16 @@ def _validate(config: Config, source: str) -> None:
         raise ConfigError(
             f"{source}: decoder.units ({config.decoder.units}) must be a multiple of decoder.heads"
         )
+
+
+def _of_language(select: str) -> bool:
+    """Whether a score is that of one language.
+
+    >>> _of_language("cider_de"), _of_language("rouge_l"), _of_language("rouge_l_zh")
+    (True, False, True)
+    """
+    score, _, language = select.rpartition("_")
+    return score in _CHOICES["train.select"] and score != "loss" and bool(language)
 
 
 def _check_bounds(name: str, cls: Any, key: str, value: Any) -> None:

@@ -269,7 +269,16 @@ class DistributedPhaseTrainer(PhaseTrainer):
 
     @classmethod
     def of(cls, loop: PhaseTrainer, group: WorkerGroup) -> DistributedPhaseTrainer:
-        """Made from the trainer of a single worker."""
+        """Made from the trainer of a single worker.
+
+        Raises:
+            ConfigError: its steps are of a kind that only one worker can take.
+        """
+        if type(loop.steps) is not TrainStep:
+            setting = 'objective = "distill"' if loop.steps.phase.objective == "distill" else "closeness"
+            raise ConfigError(
+                f"phases.{loop.name}: {setting} is for one worker with one device; start only one"
+            )
         made = cls(*(getattr(loop, field.name) for field in dataclasses.fields(PhaseTrainer)))
         made.group = group
         old = loop.steps

@@ -60,6 +60,27 @@ def caption_loss(packed: PackedBatch, phase: PhaseConfig) -> LossTerms:
     return LossTerms(objective, cross_entropy_sum, correct, words, uncovered, tf.convert_to_tensor(pictures))
 
 
+def distillation_loss(packed: PackedBatch, taught: Tensor, share: float) -> LossTerms:
+    """Cross entropy against a mixture of the teachers' probabilities and the caption's own word.
+
+    Word-level distillation of Kim and Rush 2016, "Sequence-Level Knowledge Distillation".
+
+    Args:
+        packed: of the student, M words, V in the vocabulary.
+        taught: (M, V) float32, the teachers' probabilities.
+        share: theirs in the mixture, from 0 to 1.
+    """
+    logits = tf.cast(packed.logits, tf.float32)
+    target = share * taught + (1 - share) * tf.one_hot(packed.words, tf.shape(logits)[1])
+    each = tf.nn.softmax_cross_entropy_with_logits(tf.stop_gradient(target), logits)  # (M,)
+    nats = tf.nn.sparse_softmax_cross_entropy_with_logits(packed.words, tf.stop_gradient(logits))
+    hits = _largest(tf.nn.softmax(tf.stop_gradient(logits)), packed.words)
+    real = packed.weights != 0
+    objective = tf.math.divide_no_nan(tf.reduce_sum(each * packed.weights), tf.reduce_sum(packed.weights))
+    sums = (tf.reduce_sum(tf.where(real, x, 0)) for x in (nats, hits, tf.ones_like(nats)))
+    return LossTerms(objective, *sums, tf.constant(0.0), tf.constant(0.0))
+
+
 def add_up(losses: Sequence[LossTerms]) -> tuple[Tensor, Tensor, Tensor]:
     """Cross entropy, right words and real words of all micro-batches."""
     figures = zip(*(loss[1:4] for loss in losses), strict=True)
@@ -200,4 +221,4 @@ def load_loss(name: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     return loss  # type: ignore[no-any-return]
 
 
-OBJECTIVES = ("cross_entropy", "reward")
+OBJECTIVES = ("cross_entropy", "distill", "reward")

@@ -7,8 +7,8 @@ spread over the cores. How many there are changes speed and the last bits of sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import tensorflow as tf
@@ -17,6 +17,8 @@ from captioner.models.device import find_device
 from captioner.system.hardware import cores
 
 Tensor = Any
+
+_REWRITE = "auto_mixed_precision_onednn_bfloat16"  # a pass of TensorFlow's over graphs before they run
 
 
 def use_cores_side_by_side() -> None:
@@ -30,6 +32,22 @@ def use_cores_side_by_side() -> None:
     with suppress(RuntimeError):
         tf.config.threading.set_intra_op_parallelism_threads(1)
         tf.config.threading.set_inter_op_parallelism_threads(cores())
+
+
+@contextmanager
+def bfloat16_convolutions(on: bool) -> Iterator[None]:
+    """Graphs run within compute in bfloat16 what TensorFlow holds safe, convolutions above all.
+
+    On processors with bfloat16 a pass through the CNN is several times faster. Weights stay float32, and what
+    runs elsewhere, such as the captions that dev scores are of, stays as it is. Nothing changes on a GPU.
+    """
+    if on:
+        tf.config.optimizer.set_experimental_options({_REWRITE: True})
+    try:
+        yield
+    finally:
+        if on:
+            tf.config.optimizer.set_experimental_options({_REWRITE: False})
 
 
 def split_micro_batches(count: int, batch: Sequence[Tensor]) -> list[list[Tensor]]:

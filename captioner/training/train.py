@@ -38,6 +38,7 @@ from captioner.system import console
 from captioner.system.files import atomic_write, json_text
 from captioner.training.adapt import AdaptStep, StartCaptions
 from captioner.training.checkpoints import CheckpointManager
+from captioner.training.distill import DistillStep, Teachers
 from captioner.training.input_pipeline import (
     PixelSource,
     TokenizedCaptions,
@@ -279,8 +280,13 @@ class Training:
     def _train_step(
         self, phase: PhaseConfig, updater: TrainOptimizer, source: FeatureStore, seed: int
     ) -> TrainStep:
+        networks = (self.decoder, self.encoder, updater, self.run.vocabulary)
+        if phase.objective == "distill":
+            products = self.decoder.casted_weights.dtype.name
+            teachers = Teachers(phase.teachers, self.run.vocabulary, self.encoder, precision=products)
+            return DistillStep(self.config, phase, *networks, teachers=teachers)
         if not phase.closeness:
-            return TrainStep(self.config, phase, self.decoder, self.encoder, updater, self.run.vocabulary)
+            return TrainStep(self.config, phase, *networks)
         words = self.start.shares.shape[1]
         decoder = self._new_decoder(words)
         decoder.load_weights_dict(first_rows(self.start.decoder, words))
@@ -290,7 +296,6 @@ class Training:
         records = [record for record in records if record.id in source]
         language = next(iter(languages_of(self.records["train"])), None)
         own = StartCaptions(captioner, source, records, self.run.vocabulary, language=language, seed=seed)
-        networks = (self.decoder, self.encoder, updater, self.run.vocabulary)
         return AdaptStep(self.config, phase, *networks, start=decoder, shares=self.start.shares, captions=own)
 
     def _sources(self, phase: PhaseConfig) -> dict[str, Any]:

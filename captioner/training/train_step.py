@@ -29,6 +29,7 @@ from captioner.training.encoder_forward import BatchContext, Moved, frozen_cells
 from captioner.training.losses import LossTerms, add_up, caption_loss, reward_loss, weight_penalty
 from captioner.training.micro_batches import (
     GraphCache,
+    bfloat16_convolutions,
     by_position,
     join_micro_batches,
     split_micro_batches,
@@ -123,7 +124,9 @@ class TrainStep:
     def _run(self, name: str, batch: tuple[Any, ...], seed: Tensor) -> Any:
         """Calls the graph `_NAME_graph` for this batch."""
         count, graph = self._count(batch[0].shape[0]), getattr(self, f"_{name}_graph")
-        return self._graphs((name, count), partial(self._whole_batch, graph, count), batch, seed)
+        train = self.config.train
+        with bfloat16_convolutions(train.bfloat16_convolutions and train.precision == "bfloat16"):
+            return self._graphs((name, count), partial(self._whole_batch, graph, count), batch, seed)
 
     def _count(self, pictures: int) -> int:
         return find_device().micro_batches(self.config.train.micro_batches, pictures)
@@ -228,6 +231,8 @@ class TrainStep:
     ) -> tuple[list[Tensor], Moved]:
         """Cells (b, P, C) float32 of features, or of the pixels that the encoder encodes."""
         if len(inputs[0].shape) == 3 or "encoder" not in self.phase.trains:
+            if len(inputs[0].shape) == 4 and self.phase.views == "one":
+                return trained_cells(self.encoder, inputs, None)  # no gradient: its variables are not watched
             return [self._frozen_cells(x) for x in inputs], []
         context = None
         if self._from_scratch:  # pictures that could not be read have no part in its statistics
