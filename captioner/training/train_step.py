@@ -125,7 +125,8 @@ class TrainStep:
         """Calls the graph `_NAME_graph` for this batch."""
         count, graph = self._count(batch[0].shape[0]), getattr(self, f"_{name}_graph")
         train = self.config.train
-        with bfloat16_convolutions(train.bfloat16_convolutions and train.precision == "bfloat16"):
+        short = train.bfloat16_convolutions and train.precision == "bfloat16" and name != "evaluate"
+        with bfloat16_convolutions(short):
             return self._graphs((name, count), partial(self._whole_batch, graph, count), batch, seed)
 
     def _count(self, pictures: int) -> int:

@@ -261,6 +261,40 @@ def test_a_frozen_encoder_looks_at_pixels_and_stays_as_it_is(encoder, pictures):
     assert equal(cnn, encoder.weights_dict()) and not equal(decoder, weights_of(steps))
 
 
+def test_a_frozen_encoder_may_look_once_as_one_in_training_does(encoder):
+    mirrored = load_encoder("small_cnn", weights=encoder.weights_dict(), size=32, flip_augmented=True)
+    batch, once = batch_of(4, pixels=32), dataclasses.replace(PLAIN, augment=True, views="one")
+    plain = steps_of(without_dropout(), encoder=encoder).train(batch, 0)
+    twice = steps_of(without_dropout(), encoder=mirrored).train(batch, 0)
+    looked = steps_of(without_dropout(once), encoder=mirrored)
+    assert looked.train(batch, 0) == pytest.approx(plain, rel=1e-5)
+    assert twice.cross_entropy_sum != pytest.approx(plain.cross_entropy_sum, rel=1e-5)
+    evaluated = steps_of(without_dropout(), encoder=mirrored).evaluate(batch)
+    assert steps_of(without_dropout(once), encoder=mirrored).evaluate(batch) == evaluated, "dev has all views"
+
+
+def test_convolutions_in_bfloat16_are_those_of_steps_alone(encoder):
+    batch, phase = (
+        batch_of(4, pixels=32),
+        dataclasses.replace(without_dropout(), trains=("decoder", "encoder")),
+    )
+
+    def figures(**train: Any) -> tuple[StepStats, StepStats]:
+        own = load_encoder("small_cnn", weights=encoder.weights_dict(), size=32)
+        config = dataclasses.replace(CONFIG, train=TrainConfig(**train))
+        steps = steps_of(phase, encoder=own, config=config)
+        judged = steps.evaluate(batch)
+        return judged, steps.train(batch, 0)
+
+    plain, short, unasked = (
+        figures(precision=precision, bfloat16_convolutions=wanted)
+        for precision, wanted in (("bfloat16", False), ("bfloat16", True), ("float32", True))
+    )
+    assert short[0] == plain[0] == unasked[0], "what dev scores are made of stays as it is"
+    assert short[1] == pytest.approx(plain[1], rel=0.02)
+    assert unasked[1] == plain[1], "only where products are in bfloat16, too"
+
+
 def test_a_layer_that_is_not_there(encoder):
     near = encoder.model.layers[2].name
     with pytest.raises(ConfigError, match=f'unknown encoder layer "{near}x"; did you mean'):
