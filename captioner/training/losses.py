@@ -77,8 +77,11 @@ def distillation_loss(packed: PackedBatch, taught: Tensor, share: float) -> Loss
     hits = _largest(tf.nn.softmax(tf.stop_gradient(logits)), packed.words)
     real = packed.weights != 0
     objective = tf.math.divide_no_nan(tf.reduce_sum(each * packed.weights), tf.reduce_sum(packed.weights))
-    sums = (tf.reduce_sum(tf.where(real, x, 0)) for x in (nats, hits, tf.ones_like(nats)))
-    return LossTerms(objective, *sums, tf.constant(0.0), tf.constant(0.0))
+    cross_entropy_sum, correct, words = (
+        tf.reduce_sum(tf.where(real, x, 0)) for x in (nats, hits, tf.ones_like(nats))
+    )
+    nothing = tf.constant(0.0)
+    return LossTerms(objective, cross_entropy_sum, correct, words, coverage=nothing, pictures=nothing)
 
 
 def add_up(losses: Sequence[LossTerms]) -> tuple[Tensor, Tensor, Tensor]:
