@@ -180,9 +180,12 @@ class Training:
         """The networks that training begins with; taken into the run folder, which then needs no other."""
         kept = self.run.load_start()
         if kept is None:
-            source = self._store("train")
-            captions = self._table("train", source)
-            start = grown_start(Run.open(self.config.start), self.run.vocabulary, captions, source)
+            earlier = Run.open(self.config.start)
+            shown = None
+            if len(self.run.vocabulary) > len(earlier.vocabulary):  # features only where there are new words
+                source = self._store("train")
+                shown = self._table("train", source), source
+            start = grown_start(earlier, self.run.vocabulary, shown)
             self.run.save_start(start.arrays(self.encoder), start.info)
             return start
         return WarmStart.of(*kept)

@@ -55,15 +55,15 @@ class WarmStart(NamedTuple):
 
 
 def grown_start(
-    run: Run, vocabulary: Vocabulary, captions: TokenizedCaptions, source: FeatureSource
+    run: Run, vocabulary: Vocabulary, shown: tuple[TokenizedCaptions, FeatureSource] | None
 ) -> WarmStart:
     """What a run hands on to a training.
 
     Args:
         run: to begin with.
         vocabulary: its words and new ones behind them.
-        captions: of the training.
-        source: features of their pictures, by the run's encoder.
+        shown: captions of the training, and features of their pictures by the run's encoder; not needed
+            where no word is new.
 
     Raises:
         ConfigError: the vocabulary does not begin with the run's words.
@@ -73,7 +73,10 @@ def grown_start(
         raise ConfigError(f"start: {run.folder} has other words than when the training began; begin anew")
     decoder, _ = run.load_best()
     special = np.isin(np.arange(len(words)), [*run.vocabulary.unwritten, END])
-    shares = word_shares(decoder, captions, source, special, len(vocabulary) - len(words))
+    new_words = len(vocabulary) - len(words)
+    shares = np.zeros((0, len(words)), np.float32)
+    if new_words and shown:
+        shares = word_shares(decoder, *shown, special, new_words)
     info = {
         "run": run.folder.resolve().name,
         "epoch": f"{best.get('phase', '')} {best.get('epoch', '')}".strip(),
