@@ -114,26 +114,24 @@ max_words = 12
 [train]
 select = "loss"
 """
-TINY_PHASES = """
-[phases.frozen]
-epochs = 2
-pictures_per_batch = 64
-learning_rate = 0.01
-warmup_steps = 0
-[phases.both]
-trains = ["decoder", "encoder"]
-augment = true
-epochs = 1
-pictures_per_batch = 16
-learning_rate = 0.01
-encoder_learning_rate = 0.001
-warmup_steps = 0
-[phases.reward]
-objective = "reward"
-epochs = 1
-pictures_per_batch = 16
-samples = 2
-"""
+FROZEN = {"epochs": 2, "pictures_per_batch": 64, "learning_rate": 0.01, "warmup_steps": 0}
+BOTH = {
+    "trains": ["decoder", "encoder"],
+    "augment": True,
+    "epochs": 1,
+    "pictures_per_batch": 16,
+    "learning_rate": 0.01,
+    "encoder_learning_rate": 0.001,
+    "warmup_steps": 0,
+}
+REWARD = {"objective": "reward", "epochs": 1, "pictures_per_batch": 16, "samples": 2}
+
+
+def recipe_of(phases: dict[str, dict[str, Any]], train: str = "") -> str:
+    """A recipe for tiny networks; `train` is more for its section [train]."""
+    import tomli_w
+
+    return TINY_NETWORKS + train + tomli_w.dumps({"phases": phases})
 
 
 @pytest.fixture(scope="session")
@@ -142,7 +140,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipes") / "tiny.toml"
     count = os.environ.get("CAPTIONER_TEST_MICRO_BATCHES")  # see scripts/test --avx2
     more = f"micro_batches = {int(count)}\n" if count else ""
-    path.write_text(TINY_NETWORKS + more + TINY_PHASES, encoding="utf-8")
+    path.write_text(recipe_of({"frozen": FROZEN, "both": BOTH, "reward": REWARD}, more), encoding="utf-8")
     return path
 
 
@@ -154,3 +152,27 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, scenes
     folder = tmp_path_factory.mktemp("tiny") / "run"
     assert main(["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path) -> Path:
+    """The run of a training that was stopped before it had learnt anything; do not write into it."""
+    from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
+    from captioner.data.datasets import load_split
+    from captioner.data.vocabulary import Vocabulary
+    from captioner.models.decoder import CaptionDecoder
+    from captioner.models.encoder import load_encoder
+    from captioner.runs.run_folder import Run
+
+    captions = [text for record in load_split(scenes_folder, "train").records for text in record.captions]
+    vocabulary, encoder = Vocabulary.build(captions), load_encoder("small_cnn", weights="none", size=48)
+    config = Config(
+        encoder=EncoderConfig("small_cnn", "none", 48),
+        decoder=DecoderConfig(units=16, embedding=8),
+        decode=DecodeConfig(max_words=6),
+    )
+    decoder = CaptionDecoder(config.decoder, vocabulary_size=len(vocabulary), channels=encoder.channels)
+    run = Run.create(tmp_path_factory.mktemp("untrained") / "run", config, vocabulary, encoder)
+    run.save_best(decoder, encoder, {"phase": "decoder", "epoch": 1})
+    run.append_history({"phase": "decoder", "epoch": 1, "train_loss": 3.0, "dev_loss": 3.5, "cider": 20.0})
+    return run.folder

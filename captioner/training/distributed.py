@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import keras
 import numpy as np
@@ -45,28 +45,22 @@ from captioner.training.train_step import StepStats, TrainStep, spoiled
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.DeadlineExceededError)
 
 
-def train(
+def train_distributed(
     config: Config,
     data: str | Path | Sequence[str | Path],
     folder: str | Path,
     *,
-    language: str | None = None,
-    resume: bool = False,
-    minutes: float = 0,
-    quiet: bool = False,
     devices: Sequence[str] = (),
+    **settings: Unpack[alone.TrainSettings],
 ) -> Run | None:
     """Trains as `train.train` does, on all workers and GPUs together.
 
     Args:
         config: as in `train.train`; `train.micro_batches` must be a multiple of the devices of all workers.
         data: what every worker reaches.
-        folder: of the run; only the first worker writes there.
-        language: as in `train.train`.
-        resume: as in `train.train`; what the first worker finds there counts.
-        minutes: only without others.
-        quiet: no bars, no narration.
+        folder: of the run; only the first worker writes there, and only what it finds there is resumed.
         devices: of this machine, where it is the only one, such as "GPU:0"; none: all its GPUs.
+        settings: as in `train.train`; `minutes` only without others.
 
     Returns:
         the finished run; None at all workers but the first.
@@ -76,16 +70,18 @@ def train(
     """
     number, workers = this_worker()
     gpus = tf.config.list_physical_devices("GPU") if workers == 1 and not devices else []
-    settings: dict[str, Any] = {"language": language, "resume": resume, "minutes": minutes, "quiet": quiet}
     if workers == 1 and len(gpus) < 2 and not devices:
         return alone.train(config, data, folder, **settings)
-    if minutes:
+    if settings.get("minutes"):
         raise ConfigError("--budget is for one worker: set the epochs of the phases instead")
     use_cores_side_by_side()
     # Asking for devices starts TensorFlow, which must not be before it knows of several workers.
     found = [gpu.name for gpu in tf.config.list_logical_devices("GPU")] if gpus else devices
     group = WorkerGroup(number, workers, found)
-    console.info(f"worker {group.number + 1} of {group.workers}, {group.count} devices in all", quiet=quiet)
+    console.info(
+        f"worker {group.number + 1} of {group.workers}, {group.count} devices in all",
+        quiet=settings.get("quiet", False),
+    )
     with ExitStack() as stack:
         own = Path(folder)
         if not group.first:  # what the others would write is of no use

@@ -16,7 +16,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import numpy as np
 
@@ -63,6 +63,15 @@ __all__ = ["train"]
 
 PROBED = 8  # steps whose median tells what an epoch costs
 JUDGING = 1.2  # an epoch with its dev scores, to its steps alone: Flickr8k, 1.1 to 1.2
+
+
+class TrainSettings(TypedDict, total=False):
+    """How a training is run, whatever trains: see `train`."""
+
+    language: str | None
+    resume: bool
+    minutes: float
+    quiet: bool
 
 
 def train(

@@ -24,7 +24,7 @@ from captioner.runs.run_folder import Run
 from captioner.system import files
 from captioner.system.files import digest_file
 from captioner.system.manifest import entries, read_manifest, write_manifest
-from tests.conftest import TINY_NETWORKS
+from tests.conftest import recipe_of
 
 Refused = Callable[..., str]
 ROOT_USER = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -59,7 +59,7 @@ def write_csv(folder: Path, rows: list[tuple[str, ...]]) -> Path:
 def recipe(tmp_path: Path) -> Path:
     """One epoch, frozen encoder."""
     path = tmp_path / "recipe.toml"
-    path.write_text(TINY_NETWORKS + "[phases.decoder]\nepochs = 1\n", encoding="utf-8")
+    path.write_text(recipe_of({"decoder": {"epochs": 1}}), encoding="utf-8")
     return path
 
 

@@ -9,35 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.datasets import load_split, training_captions
-from captioner.data.vocabulary import Vocabulary
 from captioner.errors import DataError
 from captioner.evaluation.evaluate import EvaluationOptions, evaluate
 from captioner.evaluation.metrics import score
 from captioner.evaluation.scoring import score_captions, score_with_chance, shuffled
 from captioner.inference.search_options import CaptionOptions
-from captioner.models.decoder import CaptionDecoder
-from captioner.models.encoder import load_encoder
-from captioner.runs.run_folder import Run
 
 REFERENCES = [[f"a {color} {shape}"] for color in ("red", "blue", "green", "white") for shape in "abcd"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path) -> Path:
-    """The run of a training that was stopped before it had learnt anything."""
-    captions = [text for record in load_split(scenes_folder, "train").records for text in record.captions]
-    vocabulary = Vocabulary.build(captions)
-    encoder = load_encoder("small_cnn", weights="none", size=48)
-    size = DecoderConfig(units=16, embedding=8)
-    decoder = CaptionDecoder(size, vocabulary_size=len(vocabulary), channels=encoder.channels)
-    config = Config(
-        encoder=EncoderConfig("small_cnn", "none", 48), decoder=size, decode=DecodeConfig(max_words=6)
-    )
-    made = Run.create(tmp_path_factory.mktemp("runs") / "none", config, vocabulary, encoder)
-    made.save_best(decoder, encoder, {"phase": "decoder", "epoch": 1})
-    return made.folder
 
 
 def test_shuffling_leaves_no_picture_its_own_features() -> None:
@@ -89,9 +68,11 @@ def test_figures_of_an_epoch() -> None:
     assert "meteor" not in found  # minutes, with WordNet
 
 
-def test_evaluation_writes_predictions_and_scores(run: Path, scenes_folder: Path, tmp_path: Path) -> None:
+def test_evaluation_writes_predictions_and_scores(
+    untrained_run: Path, scenes_folder: Path, tmp_path: Path
+) -> None:
     plan = EvaluationOptions(decoding=CaptionOptions(batch_size=8))
-    found = evaluate(run, scenes_folder, tmp_path, plan=plan, quiet=True)
+    found = evaluate(untrained_run, scenes_folder, tmp_path, plan=plan, quiet=True)
     records = load_split(scenes_folder, "test").records
     lines = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text("utf-8").splitlines()]
     assert [line["id"] for line in lines] == [record.id for record in records]
@@ -111,10 +92,12 @@ def test_evaluation_writes_predictions_and_scores(run: Path, scenes_folder: Path
     assert "novel" in scores and "cider" in scores["shuffled"]
 
 
-def test_evaluation_gives_the_same_files_again(run: Path, scenes_folder: Path, tmp_path: Path) -> None:
+def test_evaluation_gives_the_same_files_again(
+    untrained_run: Path, scenes_folder: Path, tmp_path: Path
+) -> None:
     plan = EvaluationOptions("dev", decoding=CaptionOptions(beam=2))
     for name in ("one", "two"):
-        evaluate(run, scenes_folder, tmp_path / name, plan=plan, quiet=True)
+        evaluate(untrained_run, scenes_folder, tmp_path / name, plan=plan, quiet=True)
     one, two = ((tmp_path / name / "predictions.jsonl").read_bytes() for name in ("one", "two"))
     assert one == two
     first, second = (json.loads((tmp_path / name / "scores.json").read_bytes()) for name in ("one", "two"))
@@ -122,13 +105,13 @@ def test_evaluation_gives_the_same_files_again(run: Path, scenes_folder: Path, t
 
 
 def test_a_picture_that_cannot_be_read_is_left_out_and_named(
-    run: Path, scenes_folder: Path, tmp_path: Path
+    untrained_run: Path, scenes_folder: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "data"
     shutil.copytree(scenes_folder, data)
     records = load_split(data, "test").records
     records[1].path.write_bytes(b"not a picture")
-    found = evaluate(run, data, tmp_path / "out", quiet=True)
+    found = evaluate(untrained_run, data, tmp_path / "out", quiet=True)
     assert [record.id for record in found.records] == [r.id for r in records if r is not records[1]]
     ((path, reason),) = found.failures
     assert path == str(records[1].path) and "no picture that can be read" in reason
@@ -136,12 +119,12 @@ def test_a_picture_that_cannot_be_read_is_left_out_and_named(
     for record in records:
         record.path.write_bytes(b"")
     with pytest.raises(DataError, match="not one picture of test could be read"):
-        evaluate(run, data, tmp_path / "none", quiet=True)
+        evaluate(untrained_run, data, tmp_path / "none", quiet=True)
     assert not (tmp_path / "none").exists()
 
 
 def test_a_folder_with_nothing_but_the_test_list_is_enough(
-    run: Path, scenes_folder: Path, tmp_path: Path
+    untrained_run: Path, scenes_folder: Path, tmp_path: Path
 ) -> None:
     data = tmp_path / "flickr"
     (data / "images").mkdir(parents=True)
@@ -151,7 +134,7 @@ def test_a_folder_with_nothing_but_the_test_list_is_enough(
     tokens = [f"{r.path.name}#{i}\t{text}\n" for r in records for i, text in enumerate(r.captions)]
     (data / "Set.token.txt").write_text("".join(tokens), encoding="utf-8")
     (data / "Set_testImages.txt").write_text("".join(f"{r.path.name}\n" for r in records), encoding="utf-8")
-    found = evaluate(run, data, tmp_path / "out", quiet=True)
+    found = evaluate(untrained_run, data, tmp_path / "out", quiet=True)
     assert found.scores["images"] == len(records)
     assert "novel" not in found.scores
     assert found.scores["protocol"]["novel"] == "no training captions known"

@@ -14,17 +14,12 @@ import pytest
 from PIL import Image
 
 from captioner.cli.main import main
-from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
-from captioner.data.datasets import CaptionedImage, load_split
-from captioner.data.vocabulary import Vocabulary
+from captioner.data.datasets import CaptionedImage
 from captioner.evaluation.error_analysis import content_words, find_mistakes, word_shares
 from captioner.evaluation.html_report import ranked, write_review
 from captioner.evaluation.metrics import per_caption
 from captioner.evaluation.scoring import Evaluation, score_with_chance
 from captioner.inference.caption import Caption
-from captioner.models.decoder import CaptionDecoder
-from captioner.models.encoder import load_encoder
-from captioner.runs.run_folder import Run
 from captioner.visualization.svg_charts import bar_chart, line_chart
 
 CHROMIUM = os.environ.get("CAPTIONER_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -102,23 +97,6 @@ def found(tmp_path: Path) -> Evaluation:
     return Evaluation(content, captions, records, [("/x/<bad>.jpg", "not a picture")], look)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, scenes_folder: Path) -> Path:
-    """A run that has learnt nothing, with a history."""
-    captions = [text for record in load_split(scenes_folder, "train").records for text in record.captions]
-    vocabulary = Vocabulary.build(captions)
-    encoder = load_encoder("small_cnn", weights="none", size=48)
-    size = DecoderConfig(units=16, embedding=8)
-    decoder = CaptionDecoder(size, vocabulary_size=len(vocabulary), channels=encoder.channels)
-    config = Config(
-        encoder=EncoderConfig("small_cnn", "none", 48), decoder=size, decode=DecodeConfig(max_words=6)
-    )
-    made = Run.create(tmp_path_factory.mktemp("runs") / "none", config, vocabulary, encoder)
-    made.save_best(decoder, encoder, {"phase": "decoder", "epoch": 1})
-    made.append_history({"phase": "decoder", "epoch": 1, "train_loss": 3.0, "dev_loss": 3.5, "cider": 20.0})
-    return made.folder
-
-
 def test_best_typical_and_worst_share_no_picture_and_no_caption(found: Evaluation) -> None:
     scores = [100 - 10 * number for number in range(12)]
     chosen = ranked(found, scores, count=3)
@@ -139,9 +117,9 @@ def ranked_places(found: Evaluation) -> list[int]:
 
 
 def test_the_page_escapes_everything_and_asks_for_nothing(
-    found: Evaluation, run: Path, tmp_path: Path
+    found: Evaluation, untrained_run: Path, tmp_path: Path
 ) -> None:
-    write_review(found, run, tmp_path / "report.html")
+    write_review(found, untrained_run, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert [text for text in ("<script> alert", "<i>more", "<b>1.png", "<bad>") if text in page] == []
     assert "&lt;script&gt;" in page and "&lt;run&gt;" in page
@@ -152,12 +130,12 @@ def test_the_page_escapes_everything_and_asks_for_nothing(
 
 
 def test_the_command_writes_the_page_beside_the_scores(
-    run: Path, scenes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    untrained_run: Path, scenes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [
         "evaluate",
         "--run",
-        str(run),
+        str(untrained_run),
         "--data",
         str(scenes_folder),
         "--quiet",
@@ -177,11 +155,11 @@ def test_the_command_writes_the_page_beside_the_scores(
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium; name one in $CAPTIONER_CHROMIUM")
 @pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
 def test_in_a_browser_a_touched_word_lights_the_picture(
-    found: Evaluation, run: Path, tmp_path: Path, width: int, scheme: Any
+    found: Evaluation, untrained_run: Path, tmp_path: Path, width: int, scheme: Any
 ) -> None:
     from playwright.sync_api import sync_playwright
 
-    write_review(found, run, tmp_path / "report.html")
+    write_review(found, untrained_run, tmp_path / "report.html")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)

@@ -22,40 +22,18 @@ from captioner.errors import ConfigError
 from captioner.runs.run_folder import Run
 from captioner.training.distributed import this_worker
 from captioner.training.input_pipeline import PixelSource, TokenizedCaptions, TrainingBatches
-from tests.conftest import TINY_NETWORKS
+from tests.conftest import BOTH, FROZEN, REWARD, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 # Everything in which workers could differ: drawn captions and crops, dropout, averages, samples. Not Adam
 # where the CNN is trained: it takes a full step for a weight whose gradient is nothing but rounding.
-RECIPE = (
-    TINY_NETWORKS
-    + """
-micro_batches = 4
-precision = "float32"
-[phases.frozen]
-epochs = 2
-pictures_per_batch = 12
-captions_per_picture = 3
-learning_rate = 0.01
-warmup_steps = 0
-ema_decay = 0.9
-[phases.both]
-trains = ["decoder", "encoder"]
-augment = true
-epochs = 1
-optimizer = "momentum"
-pictures_per_batch = 12
-learning_rate = 0.01
-encoder_learning_rate = 0.001
-warmup_steps = 0
-[phases.reward]
-objective = "reward"
-cross_entropy = 0.2
-epochs = 1
-optimizer = "momentum"
-pictures_per_batch = 12
-samples = 2
-"""
+RECIPE = recipe_of(
+    {
+        "frozen": {**FROZEN, "pictures_per_batch": 12, "captions_per_picture": 3, "ema_decay": 0.9},
+        "both": {**BOTH, "pictures_per_batch": 12, "optimizer": "momentum"},
+        "reward": {**REWARD, "pictures_per_batch": 12, "optimizer": "momentum", "cross_entropy": 0.2},
+    },
+    train='micro_batches = 4\nprecision = "float32"\n',
 )
 LOSSES = ("train_loss", "train_accuracy", "dev_loss", "reward")
 
@@ -222,7 +200,7 @@ def test_stopped_by_one_and_gone_on_by_another_number(
 @pytest.mark.slow
 def test_one_dies_and_the_others_say_so(scenes_folder: Path, tmp_path: Path, capfd: Any) -> None:
     recipe, run = tmp_path / "long.toml", tmp_path / "run"
-    recipe.write_text(TINY_NETWORKS + "[phases.frozen]\nepochs = 500\n", encoding="utf-8")
+    recipe.write_text(recipe_of({"frozen": {"epochs": 500}}), encoding="utf-8")
     both = start(2, [str(recipe), "--data", str(scenes_folder), "--run", str(run)])
     deadline = time.monotonic() + 900
     while not (run / "history.jsonl").exists() and time.monotonic() < deadline:
@@ -242,9 +220,9 @@ import tensorflow as tf
 cpu, = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from captioner.config import load_config
-from captioner.training.distributed import train
-train(load_config({str(recipe)!r}), {str(scenes_folder)!r}, {str(tmp_path / "run")!r},
-      devices=["CPU:0", "CPU:1"])
+from captioner.training.distributed import train_distributed
+train_distributed(load_config({str(recipe)!r}), {str(scenes_folder)!r}, {str(tmp_path / "run")!r},
+                  devices=["CPU:0", "CPU:1"])
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=1500)
     check_same(outcome(tmp_path / "run", scenes_folder), alone)

@@ -29,7 +29,7 @@ from captioner.runs.weights import read_best
 from captioner.training.checkpoints import CheckpointManager
 from captioner.training.train import train
 from captioner.training.train_step import TrainStep
-from tests.conftest import TINY_NETWORKS
+from tests.conftest import BOTH, REWARD, TINY_NETWORKS, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -299,24 +299,16 @@ def test_tensorboard_gets_the_figures_of_each_epoch(tmp_path):
 
 # Stopped and gone on with.
 
-RESUMABLE = """
-[phases.frozen]
-epochs = 2
-pictures_per_batch = 8
-captions_per_picture = 2
-ema_decay = 0.9
-[phases.both]
-trains = ["decoder", "encoder"]
-augment = true
-epochs = 1
-pictures_per_batch = 16
-"""
+RESUMABLE = {
+    "frozen": {"epochs": 2, "pictures_per_batch": 8, "captions_per_picture": 2, "ema_decay": 0.9},
+    "both": BOTH,
+}
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("resumable") / "recipe.toml"
-    path.write_text(TINY_NETWORKS + RESUMABLE, encoding="utf-8")
+    path.write_text(recipe_of(RESUMABLE), encoding="utf-8")
     return path
 
 
@@ -391,8 +383,8 @@ def test_a_frozen_encoder_that_an_earlier_phase_trained_is_the_same_after_a_resu
     scenes_folder, tmp_path, monkeypatch
 ):
     recipe = tmp_path / "recipe.toml"
-    both = '[phases.both]\ntrains = ["decoder", "encoder"]\nepochs = 1\n'
-    recipe.write_text(TINY_NETWORKS + both + "[phases.frozen]\nepochs = 1\n", encoding="utf-8")
+    phases = {"both": {"trains": ["decoder", "encoder"], "epochs": 1}, "frozen": {"epochs": 1}}
+    recipe.write_text(recipe_of(phases), encoding="utf-8")
     assert main(command(recipe, scenes_folder, tmp_path / "unbroken")) == 0
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -483,9 +475,8 @@ def test_sigterm_on_a_real_process_and_on(recipe, scenes_folder, tmp_path):
 def test_ten_times_sigkill_at_random_moments(scenes_folder, tmp_path):
     """Each time the process has come further than the time before, or at least not lost anything."""
     recipe = tmp_path / "recipe.toml"
-    longer = RESUMABLE.replace("epochs = 2", "epochs = 12").replace("epochs = 1", "epochs = 6")
-    reward = '[phases.reward]\nobjective = "reward"\nepochs = 4\nsamples = 2\npictures_per_batch = 16\n'
-    recipe.write_text(TINY_NETWORKS + longer + reward, encoding="utf-8")
+    longer = {name: {**RESUMABLE[name], "epochs": 6 * RESUMABLE[name]["epochs"]} for name in RESUMABLE}
+    recipe.write_text(recipe_of({**longer, "reward": {**REWARD, "epochs": 4}}), encoding="utf-8")
     often = ("--set", "train.save_minutes=0")
     began = time.monotonic()
     whole = start(*command(recipe, scenes_folder, tmp_path / "unbroken", *often))

@@ -65,11 +65,11 @@ def run(arguments: Namespace) -> int:
     if not arguments.resume:
         check_run_folder(arguments.run, RUN_FILES)
     load_tensorflow()
-    from captioner.training.distributed import train as train_run
+    from captioner.training.distributed import train_distributed
 
     if arguments.resume and arguments.budget:
         raise ConfigError("--budget is for a training that begins; --resume goes on with what it planned")
-    run = train_run(
+    run = train_distributed(
         config,
         arguments.data,
         arguments.run,
