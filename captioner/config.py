@@ -469,8 +469,8 @@ def _validate(config: Config, source: str) -> None:
             name = f"{section}.{key}"
             phase_choices = _PHASE_CHOICES if section.startswith("phases.") else {}
             choices = _CHOICES.get(name) or phase_choices.get(key)
-            if name == "train.select":  # of one language: cider_de
-                value = str(value).rpartition("_")[0] if _of_language(str(value)) else value
+            if name == "train.select" and language_of(str(value)):
+                value = str(value).rpartition("_")[0]
             if choices and value not in choices:
                 raise ConfigError(f"{source}: " + unknown_name(name, str(value), choices))
             if section == "decode":
@@ -489,14 +489,14 @@ def _validate(config: Config, source: str) -> None:
         )
 
 
-def _of_language(select: str) -> bool:
-    """Whether a score is that of one language.
+def language_of(select: str) -> str:
+    """The language whose score a training selects by; empty: the mean over all.
 
-    >>> _of_language("cider_de"), _of_language("rouge_l"), _of_language("rouge_l_zh")
-    (True, False, True)
+    >>> language_of("cider_de"), language_of("rouge_l"), language_of("rouge_l_zh")
+    ('de', '', 'zh')
     """
     score, _, language = select.rpartition("_")
-    return score in _CHOICES["train.select"] and score != "loss" and bool(language)
+    return language if score in _CHOICES["train.select"] and score != "loss" else ""
 
 
 def _check_bounds(name: str, cls: Any, key: str, value: Any) -> None:

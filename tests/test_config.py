@@ -81,6 +81,8 @@ def test_values_are_toml_and_bare_words_are_text(override, found):
         ("decoder.heads=3", "must be a multiple of decoder.heads"),
         ("decoder.attention=additiv", r'did you mean "additive"\?'),
         ("train.select=bleu", r'did you mean "bleu4"\?'),
+        ("train.select=bleu_de", "train.select"),
+        ("train.select=loss_de", "train.select"),
         ("phases.decoder.schedule=cosin", r'did you mean "cosine"\?'),
         ("seed=-1", "expected a whole number from 0"),
         ("seed=4294967296", "expected a whole number from 0"),

@@ -20,7 +20,7 @@ from typing import Any, TypedDict, cast
 
 import numpy as np
 
-from captioner.config import Config, PhaseConfig
+from captioner.config import Config, PhaseConfig, language_of
 from captioner.data.datasets import CaptionedImage, DataFolder, Split, languages_of, load_folders
 from captioner.data.feature_cache import FeatureStore
 from captioner.data.statistics import facts, training_warnings
@@ -117,6 +117,7 @@ def train(
     if start and not run:
         config = config_from(config, start.config)
     splits = splits or _load_splits(config, folders, run)
+    _check_select(config, splits["dev"])
     warnings = training_warnings(splits["train"].records, splits["dev"].records, config.data)
     encoder = _load_encoder(config, start, run)
     for phase in config.phases.values():
@@ -461,6 +462,16 @@ def _check_names(config: Config) -> None:
                 "entropy that trains the decoder alone, without augment, and begins with a run (--from)"
             )
         load_optimizer(phase, phase.learning_rate)
+
+
+def _check_select(config: Config, dev: Split) -> None:
+    """Raises where the language whose score is to pick the best epoch has no dev captions."""
+    select, known = config.train.select, languages_of(dev.records)
+    if language_of(select) and language_of(select) not in known:
+        raise ConfigError(
+            f"train.select = {select}: the dev captions are in {', '.join(known) or 'no language'}; "
+            f"expected one of these, or {select.rpartition('_')[0]}"
+        )
 
 
 def without_augmentation(phase: PhaseConfig) -> PhaseConfig:

@@ -38,7 +38,12 @@ def run(tiny_recipe: Path, data: list[str], tmp_path_factory: pytest.TempPathFac
     """A finished training in two languages: cross entropy, then a reward."""
     folder = tmp_path_factory.mktemp("languages") / "run"
     command = ["train", str(tiny_recipe), "--run", str(folder), *(w for one in data for w in ("--data", one))]
-    short = ["phases.frozen.epochs=1", "phases.both.epochs=1", "phases.reward.languages=['de', 'de', 'en']"]
+    short = [
+        "train.select=cider_de",
+        "phases.frozen.epochs=1",
+        "phases.both.epochs=1",
+        "phases.reward.languages=['de', 'de', 'en']",
+    ]
     assert main([*command, *(w for one in short for w in ("--set", one))]) == 0
     return folder
 
@@ -67,6 +72,16 @@ def test_a_run_knows_its_languages_and_each_has_scores(
     assert opened.info()["data"]["name"] == f"{scenes_folder.name} + {german_folder.name}"
     assert main(["info", str(run)]) == 0
     assert "languages    en, de" in capsys.readouterr().out
+
+
+def test_one_language_may_pick_the_best_epoch(
+    run: Path, tiny_recipe: Path, data: list[str], tmp_path: Path, capsys
+):
+    epochs, best = Run.open(run).history(), Run.open(run).best_info()
+    assert best is not None and best["selected"] == max(epoch["cider_de"] for epoch in epochs)
+    command = ["train", str(tiny_recipe), "--data", data[0], "--run", str(tmp_path / "run")]
+    assert main([*command, "--set", "train.select=cider_de"]) == 2
+    assert "train.select = cider_de: the dev captions are in en; expected one of" in capsys.readouterr().err
 
 
 def test_the_command_writes_one_language_or_all(
