@@ -94,6 +94,26 @@ def bounded(default: Any, kind: Any, low: float, high: float, help: str, *, abov
     return dataclasses.field(default=default, metadata={"bounds": bounds})
 
 
+# Hypotheses times words of the search for one caption: 3 of 1,000 words, or 100 of 30. More is a slip of the
+# finger, or a client that keeps a server from all others: a picture would take minutes.
+MOST_SEARCHED = 3_000
+
+
+def check_search(beam: int, max_words: int) -> None:
+    """Refuses a search of more than `MOST_SEARCHED` words in all.
+
+    Raises:
+        ConfigError: names both and what fits.
+
+    >>> check_search(100, 30)
+    """
+    if beam * max_words > MOST_SEARCHED:
+        raise ConfigError(
+            f"beam {beam} with max_words {max_words}: beam (or n_best) times max_words may be "
+            f"{MOST_SEARCHED:,} at most; with beam {beam} expected max_words up to {MOST_SEARCHED // beam}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """How a caption is searched for; what a single call may ask besides: `inference.search_options`."""
@@ -310,6 +330,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
         _apply(values, override)
     config = Config.from_dict(values, source=str(recipe) or "configuration")
     config.check_phases()
+    check_search(config.decode.beam, config.decode.max_words)
     return config
 
 

@@ -75,6 +75,8 @@ def test_values_are_toml_and_bare_words_are_text(override, found):
         ("decoder.units=0", "expected 1 or more"),
         ("decoder.units=1000000000", "expected 16384 at most"),
         ("decode.beam=101", "expected a whole number from 1 to 100"),
+        ("decode.max_words=1001", "expected a whole number from 1 to 1000"),
+        ("decode={beam=4, max_words=1000}", "with beam 4 expected max_words up to 750"),
         ("phases.decoder.learning_rate=-1", "expected 0 or more"),
         ("phases.decoder.learning_rate=nan", "expected 0 or more"),
         ("phases.decoder.clip_norm=inf", "expected 0 or more"),

@@ -71,7 +71,9 @@ class BaseCaptioner(ABC):
 
     def captions_of(self, sources: Iterable[Any], **options: Any) -> Iterator[Caption]:
         """As `caption`, one by one while further pictures are being read; any number of them."""
-        return self._captions_of(sources, CaptionOptions.of(options))
+        wanted = CaptionOptions.of(options)
+        wanted.check_search(self.decode)
+        return self._captions_of(sources, wanted)
 
     def caption_features(
         self, features: Any, ids: Sequence[str] | None = None, **options: Any
@@ -187,8 +189,13 @@ class BaseCaptioner(ABC):
         return [self.vocabulary.words[start][1:-1]] if known else [""]
 
     def search_options(self, options: CaptionOptions) -> SearchOptions:
-        """What is asked for as the search wants it, the run's configuration filled in."""
+        """What is asked for as the search wants it, the run's configuration filled in.
+
+        Raises:
+            ConfigError: it would look at too many words.
+        """
         decode = self.decode
+        options.check_search(decode)
         return SearchOptions(
             beam=max(_or(options.beam, decode.beam), options.n_best),
             n_best=options.n_best,

@@ -27,17 +27,19 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
         quiet: no word.
 
     Raises:
-        ConfigError: an impossible option.
+        ConfigError: an impossible option, or a search that takes too long.
         RunError: there is no such run, it is not finished enough, or a file is damaged.
     """
     from captioner.inference.compiled_captioner import CompiledCaptioner, NotExported
     from captioner.inference.search_options import CaptionOptions
 
-    if CaptionOptions.of(options).drawn:
+    wanted = CaptionOptions.of(options)
+    if wanted.drawn:
         reason = "words are drawn at random"
     else:
         try:
             light = CompiledCaptioner.load(folder)
+            wanted.check_search(light.decode)
             console.debug("its compiled form is loaded; TensorFlow is not needed")
             return light
         except NotExported as error:
@@ -46,7 +48,9 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
     load_tensorflow()
     from captioner.inference.captioner import Captioner
 
-    return Captioner.load(folder)
+    captioner = Captioner.load(folder)
+    wanted.check_search(captioner.decode)
+    return captioner
 
 
 def load_tensorflow() -> None:

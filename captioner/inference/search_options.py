@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from captioner.config import Bounds, DecodeConfig, bounded
+from captioner.config import Bounds, DecodeConfig, bounded, check_search
 from captioner.errors import ConfigError, unknown_name
 
 NEG_INF = float("-inf")  # the score of what cannot be chosen
@@ -56,6 +56,24 @@ class CaptionOptions:
     def drawn(self) -> bool:
         """Whether captions are drawn at random."""
         return (self.temperature, self.top_k, self.top_p) != (None, None, None)
+
+    def width(self, decode: DecodeConfig) -> int:
+        """Hypotheses that a search for one caption follows, where a run is configured so."""
+        if self.drawn:
+            return self.n_best
+        return max(decode.beam if self.beam is None else self.beam, self.n_best)
+
+    def check_search(self, decode: DecodeConfig) -> None:
+        """Refuses what a run configured so would search for too long.
+
+        Raises:
+            ConfigError: names beam, words, and what fits.
+
+        >>> CaptionOptions(beam=100, max_words=1000).check_search(DecodeConfig())  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        captioner.errors.ConfigError: beam 100 with max_words 1000: ... expected max_words up to 30
+        """
+        check_search(self.width(decode), decode.max_words if self.max_words is None else self.max_words)
 
     @classmethod
     def of(cls, wishes: Mapping[str, Any]) -> CaptionOptions:

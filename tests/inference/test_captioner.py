@@ -204,6 +204,7 @@ def test_the_search_is_traced_once_and_reads_the_present_weights(pictures: np.nd
         ({"beam": 0}, "beam 0: expected a whole number from 1 to 100"),
         ({"n_best": 100_000}, "n_best 100000: expected a whole number from 1 to 100"),
         ({"max_words": 10**9}, "max_words 1000000000: expected a whole number from 1 to 1000"),
+        ({"max_words": 1000, "n_best": 4}, "with beam 4 expected max_words up to 750"),
         ({"n_best": 0}, "n_best 0"),
         ({"temperature": 0.0}, "temperature 0.0: expected a number above 0"),
         ({"top_p": 1.5}, "top_p 1.5: expected a number above 0 to 1"),

@@ -374,6 +374,8 @@ def test_what_captions_is_said_where_it_takes_longer(
     assert capsys.readouterr().err == ""
     with pytest.raises(ConfigError, match="beam 0"):
         load_captioner(run, {"beam": 0})
+    with pytest.raises(ConfigError, match="beam 100 with max_words 31: .* may be 3,000 at most"):
+        load_captioner(run, {"beam": 100, "max_words": 31})
 
 
 def test_one_caption_loads_nothing_that_it_does_not_need(

@@ -34,9 +34,9 @@ async def captions_of(
 
     Raises:
         Overloaded: there is no place for them, or they were not reached in time.
-        ConfigError: the model writes no such language.
+        ConfigError: the model writes no such language, or would search for too long.
     """
-    model.check_language(options.language)
+    model.check(options)
     futures = service.submit(model, pictures, options)
     try:
         found = await in_time(futures, service.limits.answer_seconds)

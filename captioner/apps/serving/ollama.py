@@ -31,6 +31,7 @@ from captioner.apps.serving.endpoints import captions_of
 from captioner.apps.serving.requests import check_count, decode_base64
 from captioner.apps.serving.schemas import FAILURES, OPTIONS, CaptionFields, RunName, expecting, validated
 from captioner.apps.serving.service import ServedModel, Service
+from captioner.config import MOST_SEARCHED, DecodeConfig
 from captioner.errors import ConfigError
 from captioner.inference.search_options import CaptionOptions
 from captioner.version import __version__
@@ -162,7 +163,7 @@ async def _generate(
     pictures = await asyncio.to_thread(
         lambda: [decode_base64(image, f"images[{number}]") for number, image in enumerate(images)]
     )
-    options = dataclasses.replace(options_from(wanted.options), language=language)
+    options = dataclasses.replace(options_from(wanted.options, model.decode), language=language)
     found = await captions_of(service, model, pictures, options)
     errors = [caption.error for caption in found if caption.error is not None]
     if errors:
@@ -181,20 +182,27 @@ def _model_of(service: Service, name: str) -> tuple[ServedModel, str | None]:
     return service.model(name), None
 
 
-def options_from(given: Mapping[str, Any] | None) -> CaptionOptions:
+def options_from(given: Mapping[str, Any] | None, decode: DecodeConfig) -> CaptionOptions:
     """Ollama's `options` as ours; those that these models do not have are passed over, as Ollama does.
 
-    >>> options_from({"temperature": 0.1, "num_ctx": 4096}) == CaptionOptions()
+    Args:
+        given: as the client sent them.
+        decode: how the model searches; of more words than it may look at, as many are taken as it may.
+
+    >>> options_from({"temperature": 0.1, "num_ctx": 4096}, DecodeConfig()) == CaptionOptions()
     True
-    >>> options_from({"temperature": 0.8, "num_predict": 12}) == CaptionOptions(max_words=12, temperature=0.8)
+    >>> drawn = CaptionOptions(max_words=12, temperature=0.8)
+    >>> options_from({"temperature": 0.8, "num_predict": 12}, DecodeConfig()) == drawn
     True
+    >>> options_from({"num_predict": 4096}, DecodeConfig(beam=5)).max_words
+    600
     """
     if not given:
         return CaptionOptions()
     wishes: dict[str, Any] = {}
     words = given.get("num_predict")
     if isinstance(words, int) and words > 0:  # -1 and -2 mean no limit there
-        wishes["max_words"] = min(words, int(OPTIONS["max_words"].high))
+        wishes["max_words"] = min(words, int(OPTIONS["max_words"].high), MOST_SEARCHED // decode.beam)
     temperature = given.get("temperature")
     if temperature is not None and not isinstance(temperature, int | float):
         raise ConfigError(f"temperature {temperature!r}: expected a number")

@@ -85,9 +85,10 @@ class ServedModel:
         """Those that it writes; none where its captions carry none."""
         return tuple(self.about.get("languages", ()))
 
-    def check_language(self, language: str | None) -> None:
-        """Raises a ConfigError if it writes no such language; names the nearest."""
-        known = self.languages
+    def check(self, options: CaptionOptions) -> None:
+        """Raises a ConfigError if it writes no such language (names the nearest) or would search too long."""
+        options.check_search(self.decode)
+        known, language = self.languages, options.language
         if language and language not in (*known, *((ALL_LANGUAGES,) if known else ())):
             raise ConfigError(
                 unknown_name("language", language, (*known, ALL_LANGUAGES))

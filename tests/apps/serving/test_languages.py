@@ -90,4 +90,7 @@ def test_options_have_the_limits_of_every_other_door(client: Any) -> None:
     beam = fields["content"]["multipart/form-data"]["schema"]["properties"]["beam"]["anyOf"][0]
     assert (beam["minimum"], beam["maximum"]) == (1, 100)
     assert ask(client, beam="101")[0] == 400
+    assert ask(client, beam="100", max_words="30")[0] == 200
+    status, answer = ask(client, n_best="100", max_words="31")
+    assert status == 400 and "with beam 100 expected max_words up to 30" in answer["error"]
     assert ask(client, length_normalisation="0.5")[0] == 200  # as it was called before
