@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -19,6 +20,14 @@ from captioner.system.console import silent_stderr
 
 _CORE_NLP = "stanford-corenlp-3.6.0.jar"
 _FETCH = "from pycocoevalcap.spice.get_stanford_models import get_stanford_models as get; get()"
+
+# SPICE keeps objects of Java's own classes by reflection, which Java from 16 on refuses unless it is told to.
+# Java 8 does not read the variable, and needs no permission.
+_OPENED = (
+    *(f"java.base/java.{name}" for name in ("lang", "math", "net", "text", "util", "util.concurrent")),
+    "java.sql/java.sql",
+)
+JAVA_OPTIONS = " ".join(f"--add-opens={name}=ALL-UNNAMED" for name in _OPENED)
 
 
 class JavaScores(NamedTuple):
@@ -63,12 +72,28 @@ def java_scores(references: Sequence[Sequence[str]], captions: Sequence[str]) ->
                     f'SPICE is left out: it needs Stanford CoreNLP 3.6.0, fetched by: python -c "{_FETCH}"'
                 )
                 return JavaScores(scores, missing)
-            return JavaScores({**scores, "spice": 100 * float(Spice().compute_score(people, model)[0])})
+            with _java_options(JAVA_OPTIONS):
+                spice = 100 * float(Spice().compute_score(people, model)[0])
+            return JavaScores({**scores, "spice": spice})
     except Exception as error:  # whatever a process of another language dies of
         raise CaptionerError(
             f"coco-caption's Java programs failed ({type(error).__name__}: {error}); try `java -version`, or "
             "leave out --java"
         ) from error
+
+
+@contextlib.contextmanager
+def _java_options(options: str) -> Iterator[None]:
+    """Java programs started meanwhile get these, too."""
+    before = os.environ.get("JDK_JAVA_OPTIONS")
+    os.environ["JDK_JAVA_OPTIONS"] = f"{before or ''} {options}".strip()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["JDK_JAVA_OPTIONS"]
+        else:
+            os.environ["JDK_JAVA_OPTIONS"] = before
 
 
 def _one_line(text: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from captioner.evaluation.bootstrap import paired_bootstrap
 from captioner.evaluation.caption_files import match_captions, read_captions, write_coco_results
 from captioner.evaluation.compare import compare, verdicts
 from captioner.evaluation.html_report import write_comparison
-from captioner.evaluation.java_metrics import check_java, java_scores
+from captioner.evaluation.java_metrics import JAVA_OPTIONS, check_java, java_scores
 from captioner.evaluation.metrics import bleu_counts, bleu_of_counts, score
 
 THINGS = ("dog", "cat", "red car", "tall tree", "small boat", "black horse")
@@ -255,3 +257,22 @@ def test_meteor_is_that_of_coco_caption() -> None:
     assert best.scores["meteor15"] == pytest.approx(100, abs=1e-6)
     assert 0 < worse.scores["meteor15"] < 60
     assert "spice" in best.scores or "Stanford CoreNLP" in best.missing
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("javac") is None, reason="no Java compiler")
+def test_the_part_of_spice_that_new_java_refuses_is_allowed(tmp_path: Path) -> None:
+    """SPICE as a whole needs models of 400 MB; its cache begins with this, and would fail from Java 16 on."""
+    spice = pytest.importorskip("pycocoevalcap.spice")
+    program = tmp_path / "Cache.java"
+    program.write_text(
+        "import org.nustaq.serialization.FSTConfiguration;\n"
+        "public class Cache { public static void main(String[] none) throws Exception {\n"
+        "    FSTConfiguration cache = FSTConfiguration.createDefaultConfiguration();\n"
+        '    var tuples = new java.util.ArrayList<>(java.util.List.of("dog", "brown"));\n'
+        "    System.out.println(cache.asObject(cache.asByteArray(tuples))); } }\n"
+    )
+    command = ["java", "-cp", str(Path(spice.__path__[0]) / "lib" / "*"), str(program)]
+    environment = os.environ | {"JDK_JAVA_OPTIONS": JAVA_OPTIONS}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "[dog, brown]\n", done.stderr
