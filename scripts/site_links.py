@@ -32,12 +32,15 @@ def on_files(files: Any, config: Any) -> Any:
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """The page's text without the links that would lead nowhere."""
     folder = posixpath.dirname(page.file.src_uri)
+    outside = {f"../{source}": name for name, source in PAGES.items()}
 
     def keep(link: re.Match[str]) -> str:
-        target = link[2].partition("#")[0]
-        inside = not target or "://" in target or files.get_file_from_path(
-            posixpath.normpath(posixpath.join(folder, target))
-        )
-        return link[0] if inside else link[1]
+        target, mark, place = link[2].partition("#")
+        if not target or "://" in target:
+            return link[0]
+        path = posixpath.normpath(posixpath.join(folder, target))
+        if path in outside:
+            return f"[{link[1]}]({posixpath.relpath(outside[path], folder or '.')}{mark}{place})"
+        return link[0] if files.get_file_from_path(path) else link[1]
 
     return _LINK.sub(keep, markdown)

@@ -22,6 +22,7 @@ from tests.apps.sidecars.test_job import opinionated
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+OTHERS = [ROOT / "docs/photos/README.md", *sorted((ROOT / "checkpoints").rglob("*.md"))]
 MANUALS = {
     **{path.name: path.read_text(encoding="utf-8") for path in PAGES},
     "captioner": welcome.FIRST + welcome.AGAIN.format(run="runs/scenes"),
@@ -54,6 +55,12 @@ def code_blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
 
 
+def anchors(page: Path) -> set[str]:
+    """The places of a page that links can name: its headings, as code hosts and MkDocs write them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", MANUALS)
 def test_every_command_in_the_manuals_parses(page: str) -> None:
     for arguments in commands(MANUALS[page]):
@@ -82,13 +89,15 @@ def test_the_readme_names_every_recipe() -> None:
     assert [name for name in recipes() if f"`{name}`" not in readme] == []
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [*PAGES, *OTHERS], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_links_and_pictures_are_there_and_small(path: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8")):
+    for target, place in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)", path.read_text(encoding="utf-8")):
         if "://" in target:
             continue
-        file = path.parent / target
+        file = path.parent / target if target else path
         assert file.exists(), f"{path.name}: {target}"
+        if place and file.suffix == ".md":
+            assert place in anchors(file), f"{path.name}: {target}#{place}"
         if file.suffix in (".png", ".jpg", ".jpeg"):
             assert file.stat().st_size < 300_000, target
 
