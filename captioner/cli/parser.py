@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Collection, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
-from captioner.cli.arguments import Parser
 from captioner.errors import ConfigError, unknown_name
 from captioner.version import __version__
 
@@ -100,3 +100,41 @@ def build_parser(complete: Collection[str] = COMMANDS.keys()) -> argparse.Argume
         )
         row.set_defaults(command=name, parser=row)
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are `ConfigError`s."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # argparse would pass over a disk that is full.
+        if message:
+            (file or sys.stderr).write(message)
+            (file or sys.stderr).flush()
+
+    _typed: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's; remembers what was typed, for `error`."""
+        self._typed = list(args or ())
+        return super().parse_known_args(args, namespace)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a ConfigError: a misspelt option rather than the one that is missing for it."""
+        known = self.options()
+        for word in self._typed:
+            if word == "--":
+                break
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                raise ConfigError(unknown_name("option", name, known))
+        raise ConfigError(f"{message}; `{self.prog} --help` shows how")
+
+    def not_understood(self, word: str) -> str:
+        """What to say of a word that no argument took."""
+        if not word.startswith("-"):
+            return f'"{word}" is one argument too many; `{self.prog} --help` shows how'
+        return unknown_name("option", word.partition("=")[0], self.options())
+
+    def options(self) -> list[str]:
+        """The names of all options, long and short."""
+        return [name for action in self._actions for name in action.option_strings if name != "-h"]

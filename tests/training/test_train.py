@@ -29,7 +29,7 @@ from captioner.runs.weights import read_best
 from captioner.training.checkpoints import CheckpointManager
 from captioner.training.train import train
 from captioner.training.train_step import TrainStep
-from tests.conftest import BOTH, REWARD, TINY_NETWORKS, recipe_of
+from tests.conftest import BOTH, FROZEN, REWARD, TINY_NETWORKS, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -355,8 +355,9 @@ def test_a_signal_lets_the_step_finish_and_saves(
     assert "go on with the same command and --resume" in said and "error" not in said
     values = latest_values(folder)
     assert [int(values[f"state/{name}/.ATTRIBUTES/VARIABLE_VALUE"]) for name in ("epoch", "step")] == [0, 3]
-    assert main(command(recipe, scenes_folder, folder, "--resume")) == 0
-    assert_same_training(folder, unbroken)
+    if number == signal.SIGTERM:  # after a Ctrl-C, in the test of the frozen encoder below
+        assert main(command(recipe, scenes_folder, folder, "--resume")) == 0
+        assert_same_training(folder, unbroken)
 
 
 def test_whatever_moment_it_dies_at_it_ends_with_the_weights_of_the_unbroken_run(
@@ -407,18 +408,20 @@ def test_going_on_for_longer_and_with_another_network(tiny_run, tiny_recipe, sce
         assert change.partition(".")[0] in capsys.readouterr().err
 
 
-def test_training_may_be_called_from_a_thread(recipe, scenes_folder, tmp_path):
+def test_training_may_be_called_from_a_thread(scenes_folder, tmp_path):
     """As a notebook or a server does; there are no signals there."""
     import threading
 
-    config = load_config(recipe, ["phases.frozen.epochs=1", "phases.both.epochs=1"])
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_of({"frozen": {**FROZEN, "epochs": 1}}), encoding="utf-8")
+    config = load_config(recipe)
     found: list[Run] = []
     worker = threading.Thread(
         target=lambda: found.append(train(config, scenes_folder, tmp_path / "run", quiet=True))
     )
     worker.start()
     worker.join()
-    assert found and len(found[0].history()) == 2
+    assert found and len(found[0].history()) == 1
 
 
 # Real processes.
