@@ -11,11 +11,11 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -28,7 +28,14 @@ from captioner.inference.familiarity import Familiarity
 from captioner.inference.search_options import ALL_LANGUAGES, CaptionOptions, Hypotheses, SearchOptions
 from captioner.system.hardware import cores
 
+_Batch = TypeVar("_Batch")
+
 BATCHES_AHEAD = 2  # that the threads read before they are asked for
+
+
+def searches_at_once() -> int:
+    """Batches that are encoded and searched side by side: while one waits for a core, another has work."""
+    return max(2, cores() // 4)
 
 
 class BaseCaptioner(ABC):
@@ -90,16 +97,14 @@ class BaseCaptioner(ABC):
         """
         wanted = CaptionOptions.of(options)
         names = [""] * len(features) if ids is None else list(ids)
-        captions: list[Caption] = []
-        for start in range(0, len(names), wanted.batch_size):
-            part = slice(start, start + wanted.batch_size)
-            batch = features[part] if ids is None else features.read(names[part])
-            found = self._search(np.asarray(batch), wanted)
-            captions += [
-                dataclasses.replace(caption, path=name)
-                for caption, name in zip(found, names[part], strict=True)
-            ]
-        return captions
+
+        def batches() -> Iterator[np.ndarray]:
+            for start in range(0, len(names), wanted.batch_size):
+                part = slice(start, start + wanted.batch_size)
+                yield np.asarray(features[part] if ids is None else features.read(names[part]))
+
+        found = _side_by_side(lambda batch: self._search(batch, wanted), batches())
+        return [dataclasses.replace(caption, path=name) for caption, name in zip(found, names, strict=True)]
 
     # From pictures.
 
@@ -107,8 +112,8 @@ class BaseCaptioner(ABC):
         threads = ThreadPoolExecutor(cores(), thread_name_prefix="decode")
         try:
             pictures = self._read_ahead(sources, threads, ahead=BATCHES_AHEAD * options.batch_size)
-            while chunk := list(islice(pictures, options.batch_size)):
-                yield from self._caption_chunk(chunk, options)
+            chunks = iter(lambda: list(islice(pictures, options.batch_size)), [])
+            yield from _side_by_side(lambda chunk: list(self._caption_chunk(chunk, options)), chunks)
         finally:
             threads.shutdown(wait=True, cancel_futures=True)
 
@@ -232,6 +237,21 @@ class BaseCaptioner(ABC):
         others = tuple(other for other in found[1:] if other.score > -math.inf)
         caption = Caption("", best.text, best.score, best.log_probability, best.words, looks, others)
         return dataclasses.replace(caption, language=language)
+
+
+def _side_by_side(work: Callable[[_Batch], list[Caption]], batches: Iterable[_Batch]) -> Iterator[Caption]:
+    """What `work` makes of each batch, in order; a few are worked on while the next is taken."""
+    threads = ThreadPoolExecutor(searches_at_once(), thread_name_prefix="search")
+    waiting: deque[Future[list[Caption]]] = deque()
+    try:
+        for batch in batches:
+            waiting.append(threads.submit(work, batch))
+            if len(waiting) >= searches_at_once():
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -12,6 +12,7 @@ feature cache.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ class Captioner(BaseCaptioner):
         self.encoder, self.decoder, self.vocabulary = encoder, decoder, vocabulary
         self.decode = decode or DecodeConfig()
         self._graphs: dict[tuple[SearchOptions, int], Any] = {}
+        self._tracing = threading.Lock()  # batches are searched side by side
 
     @classmethod
     def load(cls, folder: str | Path) -> Captioner:
@@ -98,25 +100,27 @@ class Captioner(BaseCaptioner):
 
     def search_graph(self, options: SearchOptions, samples: int) -> Any:
         """The search as a graph, of features (B, P, C) float16 and seeds (B,); `samples` 0: beam search."""
-        if (options, samples) not in self._graphs:
-            shape = (None, self.encoder.num_cells, self.encoder.channels)
-            signature = [tf.TensorSpec(shape, tf.float16), tf.TensorSpec((None,), tf.int64)]
+        with self._tracing:
+            if (options, samples) not in self._graphs:
+                if len(self._graphs) >= MOST_GRAPHS:
+                    self._graphs.pop(next(iter(self._graphs)))
+                self._graphs[options, samples] = self._new_graph(options, samples)
+            return self._graphs[options, samples]
 
-            def search(features: Any, seeds: Any) -> Any:
-                memory = self.decoder.project_memory(features)
-                start = self.decoder.initial_state(memory)
-                pictures = tf.shape(features)[0]
-                step = self.decoder.make_step_fn(memory, options.start)
-                if samples:
-                    return sample(
-                        step, start, pictures=pictures, samples=samples, options=options, seed=seeds
-                    )
-                return beam_search(step, start, pictures=pictures, options=options)
+    def _new_graph(self, options: SearchOptions, samples: int) -> Any:
+        shape = (None, self.encoder.num_cells, self.encoder.channels)
+        signature = [tf.TensorSpec(shape, tf.float16), tf.TensorSpec((None,), tf.int64)]
 
-            if len(self._graphs) >= MOST_GRAPHS:
-                self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[options, samples] = tf.function(search, input_signature=signature, autograph=False)
-        return self._graphs[options, samples]
+        def search(features: Any, seeds: Any) -> Any:
+            memory = self.decoder.project_memory(features)
+            start = self.decoder.initial_state(memory)
+            pictures = tf.shape(features)[0]
+            step = self.decoder.make_step_fn(memory, options.start)
+            if samples:
+                return sample(step, start, pictures=pictures, samples=samples, options=options, seed=seeds)
+            return beam_search(step, start, pictures=pictures, options=options)
+
+        return tf.function(search, input_signature=signature, autograph=False)
 
 
 def _filled(batch: np.ndarray, size: int) -> np.ndarray:

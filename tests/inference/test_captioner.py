@@ -15,6 +15,7 @@ from PIL import Image
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
 from captioner.data.vocabulary import END, Vocabulary
 from captioner.errors import ConfigError, RunError
+from captioner.inference.base import BATCHES_AHEAD, searches_at_once
 from captioner.inference.caption import Caption
 from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
@@ -117,7 +118,7 @@ def test_bad_pictures_keep_their_place_and_say_why(
     assert captioner.caption([]) == []
 
 
-def test_pictures_are_taken_one_batch_at_a_time(captioner: Captioner, pictures: np.ndarray) -> None:
+def test_pictures_are_taken_a_few_batches_at_a_time(captioner: Captioner, pictures: np.ndarray) -> None:
     taken = 0
 
     def endless() -> Iterator[np.ndarray]:
@@ -129,7 +130,8 @@ def test_pictures_are_taken_one_batch_at_a_time(captioner: Captioner, pictures: 
     captions = captioner.captions_of(endless(), batch_size=4)
     assert taken == 0
     next(captions)
-    assert taken <= 4 + 2 * 4 + 1
+    assert taken <= (searches_at_once() + BATCHES_AHEAD) * 4 + 1
+    assert taken < 100
     captions.close()  # ends the threads
 
 
