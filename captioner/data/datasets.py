@@ -7,21 +7,18 @@ listings; opens no picture, writes nothing.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import re
-import unicodedata
 from bisect import bisect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 from captioner.data.formats import DATASETS, header_of
-from captioner.data.image_files import existing_form, is_foreign_folder, is_picture_name, missing_hint
+from captioner.data.image_files import missing_hint
 from captioner.data.listings import (
     SPLIT_NAMES,
     SPLITS,
@@ -34,27 +31,24 @@ from captioner.data.listings import (
     plain_name,
 )
 from captioner.data.own_captions import written_in
-from captioner.data.vocabulary import LANGUAGE_CODE, words_of
+from captioner.data.picture_finder import PictureFinder, composed
+from captioner.data.vocabulary import words_of
 from captioner.errors import CaptionerError, DataError, MissingSplit, load_object, unknown_name
 
 __all__ = [
     "DATASETS",
     "CaptionedImage",
-    "DataFolder",
     "DataSet",
-    "PictureFinder",
     "Problems",
     "Split",
     "draw_splits",
     "languages_of",
-    "load_folders",
     "load_split",
     "load_splits",
     "open_dataset",
     "training_captions",
 ]
 
-LONGEST_LINK = 1024  # bytes of a file that stands for a folder
 DEV_SHARE, TEST_SHARE = 0.1, 0.1  # of a set that has no split of its own
 
 
@@ -125,7 +119,7 @@ def load_split(
     Raises:
         DataError: no such set, format or split, or not one usable picture.
     """
-    name = _split_name(split)
+    name = split_name(split)
     return open_dataset(root, name, format=format, pictures=pictures).split(name, seed=seed, made=made)
 
 
@@ -138,120 +132,16 @@ def load_splits(
     made: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Split]:
     """Several splits of a data set, as `load_split` gives them; its files are read once."""
-    names = [_split_name(split) for split in splits]
+    names = [split_name(split) for split in splits]
     dataset = open_dataset(root, *names, format=format)
     return {
         split: dataset.split(name, seed=seed, made=made) for split, name in zip(splits, names, strict=True)
     }
 
 
-@dataclass(frozen=True)
-class DataFolder:
-    """A folder of captioned pictures as `--data` names it: `[LANGUAGE=]FOLDER[*TIMES]`.
-
-    >>> DataFolder.of("de=flickr8k-de"), DataFolder.of("everyday*5").times
-    (DataFolder(path='flickr8k-de', language='de', times=1), 5)
-    """
-
-    path: str
-    language: str = ""  # of captions that tell none
-    times: int = 1  # how often an epoch looks at its pictures
-
-    @classmethod
-    def of(cls, text: str | Path, language: str | None = None) -> DataFolder:
-        """As typed; `language` is for folders that name none."""
-        found = _DATA_FOLDER.fullmatch(str(text))
-        own, path, times = found.groups() if found and not Path(text).exists() else (None, str(text), None)
-        return cls(path, own or language or "", int(times or 1))
-
-
-_DATA_FOLDER = re.compile(rf"(?:({LANGUAGE_CODE.pattern})=)?(.*?)(?:\*([1-9]\d?))?", re.DOTALL)
-
-
-def load_folders(
-    folders: Sequence[DataFolder],
-    splits: Sequence[str],
-    *,
-    format: str = "auto",
-    seed: int = 0,
-    made: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Split]:
-    """Splits of several folders together; a picture that stands in several has the captions of all.
-
-    Two files are the same picture where their resolved paths are. Folders that have splits, but not the one
-    that is read, are passed over. Arguments as in `load_splits`.
-
-    Raises:
-        DataError: as `load_splits`; some captions carry a language and others none.
-    """
-    named = [_split_name(split) for split in splits]
-    opened = [(folder, open_dataset(folder.path, *named, format=format)) for folder in folders]
-    found = {}
-    for split in splits:
-        parts: list[tuple[DataFolder, Split]] = []
-        lacking: MissingSplit | None = None
-        for folder, dataset in opened:
-            try:
-                parts.append((folder, dataset.split(_split_name(split), seed=seed, made=made)))
-            except MissingSplit as error:
-                lacking = error
-        if lacking is not None and not parts:
-            raise lacking
-        found[split] = _merged(parts)
-    return found
-
-
-def _merged(parts: Sequence[tuple[DataFolder, Split]]) -> Split:
-    if len(parts) == 1 and not parts[0][0].language and parts[0][0].times == 1:
-        _check_languages(parts[0][1].records)
-        return parts[0][1]
-    pictures: dict[Path, CaptionedImage] = {}
-    names: set[str] = set()
-    problems = Problems()
-    made: dict[str, list[str]] | None = None
-    for folder, part in parts:
-        problems.add(part.problems)
-        if part.made:
-            made = {name: [*(made or {}).get(name, ()), *part.made[name]] for name in part.made}
-        for record in part.records:
-            path = record.path.resolve()
-            told = record.languages or ("",) * len(record.captions)
-            languages = tuple(language or folder.language for language in told)
-            known = pictures.get(path)
-            if known is not None:
-                pictures[path] = dataclasses.replace(
-                    known,
-                    captions=known.captions + record.captions,
-                    languages=known.languages + languages,
-                    times=max(known.times, folder.times),
-                )
-                continue
-            name = record.id if record.id not in names else f"{Path(folder.path).name}/{record.id}"
-            names.add(name)
-            pictures[path] = CaptionedImage(name, record.path, record.captions, languages, folder.times)
-    records = tuple(
-        record if any(record.languages) else dataclasses.replace(record, languages=())
-        for record in pictures.values()
-    )
-    _check_languages(records)
-    files = " and ".join(dict.fromkeys(part.files for _, part in parts))
-    return Split(parts[0][1].name, records, problems, made, files=files)
-
-
 def languages_of(records: Iterable[CaptionedImage]) -> tuple[str, ...]:
     """The languages of captions, in the order in which they are first met."""
     return tuple(dict.fromkeys(language for record in records for language in record.languages if language))
-
-
-def _check_languages(records: Sequence[CaptionedImage]) -> None:
-    if not languages_of(records):
-        return
-    for record in records:
-        if not record.languages or "" in record.languages:
-            raise DataError(
-                f"{record.path}: has a caption without a language, while others carry one; name it in a "
-                "column `language`, or before the folder: --data en=FOLDER"
-            )
 
 
 def open_dataset(root: str | Path, *splits: str, format: str = "auto", pictures: bool = True) -> DataSet:
@@ -278,7 +168,12 @@ def open_dataset(root: str | Path, *splits: str, format: str = "auto", pictures:
     return dataset
 
 
-def _split_name(split: str) -> str:
+def split_name(split: str) -> str:
+    """The name under which a split is known here: dev for val, say.
+
+    Raises:
+        DataError: no split is called so.
+    """
     name = "all" if split == "all" else SPLIT_NAMES.get(split)
     if name is None:
         raise DataError(unknown_name("split", split, (*SPLITS, "all")))
@@ -413,7 +308,7 @@ class DataSet:
             if path is None:
                 note("missing pictures", name)
                 path = None if self.needs_pictures else Path(name)
-            elif _composed(path.name) != _composed(os.path.basename(name)):
+            elif composed(path.name) != composed(os.path.basename(name)):
                 note("picture names in another case", f"{name}: {path.name}")
             if not captions:
                 note("pictures without a caption", name)
@@ -486,114 +381,6 @@ class DataSet:
 
 
 _LETTER = re.compile(r"[^\W_]")
-
-
-class PictureFinder:
-    """Where a data set's pictures are: one listing a folder, not one question a picture.
-
-    Looks in `folders`, then in their sub-folders with a customary name (and in those of these). If a set has
-    no picture there at all, every sub-folder counts, but for those of other programs. Names are found in any
-    Unicode form, and in another case where that leads to one file only.
-    """
-
-    def __init__(self, folders: Sequence[Path], names: Iterable[str]) -> None:
-        self._listings: dict[str, _Names] = {}
-        self._found: dict[str, Path | None] = {}
-        self.unlisted: dict[str, str] = {}  # folders that are there and cannot be listed, and why
-        self.folders = [os.fspath(folder) for folder in folders]
-        near = [inner for folder in self.folders for inner in self._customary(folder)]
-        self.folders += [*near, *(inner for folder in near for inner in self._customary(folder))]
-        if not any(map(self._find, islice(names, 1000))):
-            self.folders += [inner for folder in self.folders for inner in self._below(folder)]
-
-    def find(self, name: str) -> Path | None:
-        """The path of the picture with this name in the data set."""
-        if name not in self._found:
-            self._found[name] = self._find(name)
-        return self._found[name]
-
-    def uncaptioned(self, captioned: Iterable[str]) -> list[str]:
-        """Pictures in the folders in use that no caption names, in order of name."""
-        known = {_composed(os.path.basename(self.find(name) or name)) for name in captioned}
-        in_use = {
-            name for folder in self.folders for name in self._listing(folder).exact if is_picture_name(name)
-        }
-        return sorted(in_use - known)
-
-    def _find(self, name: str) -> Path | None:
-        inner, base = os.path.split(name)
-        base = _composed(base)
-        near = [self._listing(os.path.join(folder, inner) if inner else folder) for folder in self.folders]
-        for listing in near:
-            if base in listing.exact:
-                return Path(listing.folder, listing.exact[base])
-        folded = base.casefold()
-        for listing in near:
-            if len(listing.folded.get(folded, ())) == 1:
-                return Path(listing.folder, listing.folded[folded][0])
-        return None
-
-    def _listing(self, folder: str) -> _Names:
-        if folder not in self._listings:
-            there = os.fspath(existing_form(Path(_linked(folder))))
-            exact: dict[str, str] = {}
-            folded: dict[str, list[str]] = {}
-            for name in self._names(there):
-                # Composed: macOS stores names like "사진.jpg" decomposed.
-                exact[_composed(name)] = name
-                folded.setdefault(_composed(name).casefold(), []).append(name)
-            self._listings[folder] = _Names(there, exact, folded)
-        return self._listings[folder]
-
-    def _names(self, folder: str) -> list[str]:
-        try:
-            return os.listdir(folder)
-        except (FileNotFoundError, NotADirectoryError, ValueError):
-            return []
-        except OSError as error:
-            if os.path.dirname(folder) not in self.unlisted:
-                self.unlisted[folder] = error.strerror or str(error)
-            return []
-
-    def _below(self, folder: str) -> list[str]:
-        names = (name for name in sorted(self._listing(folder).exact.values()) if "." not in name)
-        inner = (os.path.join(folder, name) for name in names if not is_foreign_folder(folder, name))
-        return [path for path in inner if os.path.isdir(path) and path not in self.folders]
-
-    def _customary(self, folder: str) -> list[str]:
-        return [path for path in self._below(folder) if os.path.basename(path).lower() in _PICTURE_FOLDERS]
-
-
-class _Names(NamedTuple):
-    """What is in a folder: names by their composed form, and by that in lower case."""
-
-    folder: str  # as it is on the disk
-    exact: dict[str, str]
-    folded: dict[str, list[str]]
-
-
-def _composed(name: str) -> str:
-    return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _linked(folder: str) -> str:
-    """The folder; or the one that a file in its place names, as git leaves a link where there are none."""
-    if os.path.isdir(folder) or not os.path.isfile(folder) or os.path.getsize(folder) > LONGEST_LINK:
-        return folder
-    try:
-        text = Path(folder).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return folder
-    target = os.path.join(os.path.dirname(folder), text.strip())
-    return os.path.normpath(target) if os.path.isdir(target) else folder
-
-
-_PICTURE_FOLDERS = frozenset(
-    ("images", "image", "img", "pictures", "photos")
-    + ("flicker8k_dataset", "flickr8k_dataset", "flickr8k")
-    + ("flickr30k_images", "flickr30k-images", "flickr30k")
-    + ("train2014", "val2014", "test2014", "train2017", "val2017", "test2017")
-)
 
 
 def _recognize(root: Path, format: str) -> tuple[str, list[CaptionsFile]]:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from captioner.data.datasets import CaptionedImage, DataFolder, load_folders, load_split
+from captioner.data.data_folders import DataFolder, load_folders
+from captioner.data.datasets import CaptionedImage, load_split
 from captioner.evaluation.metrics import per_caption
 from captioner.inference.captioner import Captioner
 from captioner.inference.familiarity import FAMILIAR, Familiarity

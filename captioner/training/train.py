@@ -21,7 +21,8 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from captioner.config import Config, PhaseConfig, language_of
-from captioner.data.datasets import CaptionedImage, DataFolder, Split, languages_of, load_folders
+from captioner.data.data_folders import DataFolder, load_folders
+from captioner.data.datasets import CaptionedImage, Split, languages_of
 from captioner.data.feature_cache import FeatureStore
 from captioner.data.statistics import facts, training_warnings
 from captioner.data.vocabulary import END, Vocabulary
@@ -91,7 +92,7 @@ def train(
     Args:
         config: what `load_config` returned.
         data: folder of captioned pictures; several are one data set: `[LANGUAGE=]FOLDER[*TIMES]`, see
-            `datasets.DataFolder`.
+            `data_folders.DataFolder`.
         language: of captions that carry none, in folders that name none.
         folder: of the run; new, unless `resume`.
         resume: go on where a stopped training in `folder` was.

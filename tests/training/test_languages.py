@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from captioner.cli.main import main
-from captioner.data.datasets import DataFolder, load_folders
+from captioner.data.data_folders import DataFolder, load_folders
 from captioner.data.synthetic.scenes import draw_dataset
 from captioner.errors import ConfigError
 from captioner.evaluation.evaluate import EvaluationOptions, evaluate

@@ -55,7 +55,7 @@ def add_arguments(add: Any) -> None:
 def run(arguments: Namespace) -> int:
     """`captioner train`: from a recipe to a run."""
     from captioner.cli.text import epoch_name, scores_line
-    from captioner.data.datasets import DataFolder
+    from captioner.data.data_folders import DataFolder
     from captioner.inference.loading import load_tensorflow
     from captioner.runs.run_folder import RUN_FILES
 
@@ -93,7 +93,7 @@ def run(arguments: Namespace) -> int:
 
 def _run_folder(arguments: Namespace) -> str:
     """Where a training goes that was not told where."""
-    from captioner.data.datasets import DataFolder
+    from captioner.data.data_folders import DataFolder
     from captioner.runs.locate import new_run, newest_runs
 
     if arguments.resume:
