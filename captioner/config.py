@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import ConfigError, unknown_name
+from captioner.schema import Bounds, bounded, build, current_key, current_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,40 +56,6 @@ class DecoderConfig:
     grid_dropout: float = 0.25  # share of grid channels dropped in training; both are rounded to a 256th
     regularizer: str = ""  # Keras regularizer for the matrices: l1, l2, … or package.module:name
     regularizer_strength: float = 0.0  # its factor
-
-
-@dataclasses.dataclass(frozen=True)
-class Bounds:
-    """What a decoding option may be and what it does, wherever it is set: file, flag, call, request or page.
-
-    >>> Bounds(int, 1, 100, "hypotheses kept").expected
-    'a whole number from 1 to 100'
-    """
-
-    kind: type[int] | type[float]
-    low: float
-    high: float
-    help: str  # what people are told
-    above: bool = False  # `low` itself is too little
-
-    def fits(self, value: Any) -> bool:
-        """Whether it is a number of this kind and within the bounds."""
-        if isinstance(value, bool) or not isinstance(value, Integral if self.kind is int else Real):
-            return False
-        number = float(value)
-        return self.low <= number <= self.high and not (self.above and number == self.low)
-
-    @property
-    def expected(self) -> str:
-        """The end of a sentence: expected …"""
-        high = f"{self.high:g}" if self.high < 1e6 else f"{self.high:.0f}"
-        return f"{_KINDS[self.kind]} {'above' if self.above else 'from'} {self.low:g} to {high}"
-
-
-def bounded(default: Any, kind: Any, low: float, high: float, help: str, *, above: bool = False) -> Any:
-    """A field of a dataclass with its `Bounds` in the metadata."""
-    bounds = Bounds(kind, low, high, help, above)
-    return dataclasses.field(default=default, metadata={"bounds": bounds})
 
 
 # Hypotheses times words of the search for one caption: 3 of 1,000 words, or 100 of 30. More is a slip of the
@@ -207,7 +171,7 @@ class Config:
         Raises:
             ConfigError: unknown key, wrong type or impossible value; `source` is named in the message.
         """
-        config = _build(Config, _current_names(values, source), source, "")
+        config = build(Config, current_names(values, source), source)
         _validate(config, source)
         return config
 
@@ -324,7 +288,7 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         ConfigError: no such recipe, not TOML, an unknown key, a wrong value.
     """
-    values = _current_names(_read_recipe(str(recipe)), str(recipe)) if str(recipe) else {}
+    values = current_names(_read_recipe(str(recipe)), str(recipe)) if str(recipe) else {}
     values["recipe"] = Path(recipe).stem
     for override in overrides:
         _apply(values, override)
@@ -359,7 +323,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set one `section.key=value` in the nested dictionary."""
 
     path, equals, text = override.partition("=")
-    keys = _current_key(path.strip()).split(".")
+    keys = current_key(path.strip()).split(".")
     if not equals or not all(keys):
         raise ConfigError(f'--set "{override}": expected section.key=value, such as decoder.units=512')
     import tomllib
@@ -378,89 +342,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[keys[-1]] = value
 
 
-# What keys were called before; recipes, `--set` and the runs of earlier versions may still say so. `*` is any
-# phase.
-FORMER_KEYS = {
-    "encoder.mirrored": "flip_augmented",
-    "encoder.half": "round_to_float16",
-    "decoder.normalised": "l2_normalize_features",
-    "decode.length_normalisation": "length_normalization",
-    "train.parts": "micro_batches",
-    "phases.*.average": "ema_decay",
-    "phases.*.final_rate": "final_lr_fraction",
-    "phases.*.dropout": "use_dropout",
-}
-
-
-def _current_key(key: str) -> str:
-    """The name that a key has today.
-
-    >>> _current_key("phases.decoder.average"), _current_key("decoder.units")
-    ('phases.decoder.ema_decay', 'decoder.units')
-    """
-    section, _, name = key.rpartition(".")
-    known = "phases.*" if section.startswith("phases.") else section
-    return f"{section}.{FORMER_KEYS.get(f'{known}.{name}', name)}".lstrip(".")
-
-
-def former_key(key: str) -> str:
-    """The first name of a key, for digests that were taken under it."""
-    section, _, name = key.rpartition(".")
-    formers = (
-        old.rpartition(".")[2] for old, new in FORMER_KEYS.items() if new == name and old.startswith(section)
-    )
-    return next(formers, name)
-
-
-def _current_names(values: Any, source: str, prefix: str = "") -> Any:
-    """The same sections with the names of today."""
-    if not isinstance(values, Mapping):
-        return values
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        is_section = isinstance(value, Mapping)
-        name = key if is_section else _current_key(f"{prefix}{key}").removeprefix(prefix)
-        if name in found:
-            raise ConfigError(f"{source}: {prefix}{name} is set twice, once by its former name")
-        found[name] = _current_names(value, source, f"{prefix}{key}.")
-    return found
-
-
-def _build(cls: Any, values: Any, source: str, prefix: str) -> Any:
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: [{prefix.rstrip('.')}] should be a section, not {values!r}")
-    hints = typing.get_type_hints(cls)
-    unknown = [key for key in values if key not in hints]
-    if unknown:
-        raise ConfigError(
-            f"{source}: " + unknown_name("key", prefix + unknown[0], [prefix + h for h in hints])
-        )
-    return cls(**{key: _convert(hints[key], value, source, prefix + key) for key, value in values.items()})
-
-
-def _convert(kind: Any, value: Any, source: str, key: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, source, key + ".")
-    origin = typing.get_origin(kind)
-    if origin is tuple and isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
-        return tuple(value)
-    if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(value, Mapping) or not value:
-            raise ConfigError(f"{source}: {key} should be sections such as [phases.decoder]")
-        return {name: _build(PhaseConfig, phase, source, f"{key}.{name}.") for name, phase in value.items()}
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (
-        not isinstance(kind, types.GenericAlias)
-        and isinstance(value, kind)
-        and (kind is bool) == isinstance(value, bool)
-    ):
-        return value
-    wanted = "a list of strings" if origin is tuple else _KINDS[kind]
-    raise ConfigError(f"{source}: {key} = {value!r}: expected {wanted}")
-
-
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _CHOICES = {
     "decoder.attention": ("dot", "additive"),
     "train.precision": ("auto", "float32", "bfloat16"),

@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from captioner.config import Bounds
 from captioner.inference.search_options import CaptionOptions, decoding_options
+from captioner.schema import Bounds
 
 
 def whole(least: int) -> Callable[[str], int]:

@@ -9,8 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from captioner.config import Bounds, DecodeConfig, bounded, check_search
+from captioner.config import DecodeConfig, check_search
 from captioner.errors import ConfigError, unknown_name
+from captioner.schema import Bounds, bounded
 
 NEG_INF = float("-inf")  # the score of what cannot be chosen
 

@@ -26,10 +26,11 @@ from typing import Any
 
 import numpy as np
 
-from captioner.config import Config, former_key
+from captioner.config import Config
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
 from captioner.runs.weights import WEIGHTS, file_stamps, read_best, read_info, save_best, select_prefix
+from captioner.schema import former_key
 from captioner.system.files import (
     append_line,
     digest_bytes,
