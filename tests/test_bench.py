@@ -78,6 +78,17 @@ def test_later_phases() -> None:
 
 
 @pytest.mark.slow
+def test_cost_of_a_larger_data_set() -> None:
+    printed, line = run("bench_growth.py", "coco")
+    assert line["figure"] >= 0 and [found["pictures"] for found in line["sizes"]] == [40, 80]
+    assert list(line["sizes"][1]["phases"]) == ["decoder", "finetune", "reward"]
+    # 2,048 bytes of features a picture; 113,287 + 5,000 pictures
+    assert line["forecast"]["coco"]["cache_gb"] == pytest.approx(118_287 * 2048 / 1e9)
+    assert line["forecast"]["coco"]["hours"] > line["forecast"]["flickr30k"]["hours"] > 0
+    assert "memory, GiB" in printed
+
+
+@pytest.mark.slow
 def test_one_table_of_a_gpu() -> None:
     printed, line = run("bench_gpu.py", "--anyway", "--rounds", "1")
     check(line)

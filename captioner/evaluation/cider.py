@@ -4,14 +4,14 @@ Vedantam et al., "CIDEr: Consensus-based Image Description Evaluation", CVPR 201
 cosine of n-gram counts weighted by rarity, hypothesis counts clipped to the reference's, times a Gaussian
 of the length difference; mean over n = 1 … 4 and over references. Numpy counts all captions at once.
 
-Letters: H hypotheses, R references, N pairs of the two, W words, G different n-grams, E n-grams of
-references.
+Letters: H hypotheses, N pairs of one and a reference, W words, G different n-grams.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from array import array
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,7 @@ Words = Sequence[Hashable]  # one caption: words, or word ids
 _ORDERS = (1, 2, 3, 4)  # lengths of the n-grams that are counted
 _SIGMA = 6.0  # words of length difference at which the Gaussian is exp(-1/2)
 _SCALE = 100.0 * 10.0  # per cent of coco-caption's figure, which is ten times the mean cosine
+_AT_A_TIME = 4096  # pictures whose n-grams are counted together
 _KEY_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, bits evenly spread: 2^64 / golden ratio
 
 
@@ -33,7 +34,7 @@ class CiderD:
     about 80. If document frequencies come from one picture, nothing is rare and every score is 0.
 
     Args:
-        references: for each picture its references, each a sequence of words.
+        references: for each picture its references, each a sequence of words; read once, none is kept.
 
     Raises:
         DataError: a picture without references.
@@ -44,15 +45,20 @@ class CiderD:
     (1000, 0)
     """
 
-    def __init__(self, references: Sequence[Sequence[Words]]) -> None:
-        check_references(references)
-        words = (word for captions in references for caption in captions for word in caption)
-        self._ids = {word: index for index, word in enumerate(dict.fromkeys(words))}
-        self._counts = np.array([len(captions) for captions in references], np.int64)
+    def __init__(self, references: Iterable[Sequence[Words]]) -> None:
+        self._ids: dict[Hashable, int] = {}  # in the order in which words are first met
+        words, lengths, counts = array("I"), array("I"), array("I")
+        for index, captions in enumerate(references):
+            check_references([captions], index)
+            for caption in captions:
+                words.extend(self._ids.setdefault(word, len(self._ids)) for word in caption)
+                lengths.append(len(caption))
+            counts.append(len(captions))
+        self._words = np.frombuffer(words, np.uint32) if words else np.zeros(0, np.uint32)
+        self._starts = np.append(0, np.cumsum(lengths, dtype=np.int64))  # of each reference, and the end
+        self._counts = np.array(counts, np.int64)  # references of each picture
         self._first = np.cumsum(self._counts) - self._counts  # row of each picture's first reference
-        flat = _Flat.of(references, self._ids)
-        self._bigrams = flat.bigrams
-        self._tables = [_NgramTable.build(flat, order) for order in _ORDERS]
+        self._tables = [self._rarities(order) for order in _ORDERS]
 
     def scores(
         self, hypotheses_per_picture: Sequence[Sequence[Words]], *, pictures: Sequence[int] | None = None
@@ -71,25 +77,50 @@ class CiderD:
             given = len(hypotheses_per_picture)
             raise DataError(f"CIDEr-D got hypotheses for {given} pictures, expected {len(where)}")
         flat = _Flat.of(hypotheses_per_picture, self._ids)
-        picture = where[flat.groups]  # (H,)
-        counts = self._counts[picture]  # (H,) references of each hypothesis
+        asked, positions = np.unique(where, return_inverse=True)
+        references = self._references(asked)
+        picture = positions[flat.groups]  # (H,)
+        own = self._counts[asked]
+        counts = own[picture]  # (H,) references of each hypothesis
         pairs = _Pairs(
             first=np.cumsum(counts) - counts,
             counts=counts,
             hypothesis=np.repeat(np.arange(len(counts)), counts),
-            reference=_ranges(self._first[picture], counts),
+            reference=_ranges((np.cumsum(own) - own)[picture], counts),
         )
-        cosines = sum(table.cosines(flat, pairs) for table in self._tables) / len(_ORDERS)  # (N,)
-        longer = flat.bigrams[pairs.hypothesis] - self._bigrams[pairs.reference]
+        cosines = sum(table.cosines(flat, references, pairs) for table in self._tables) / len(_ORDERS)  # (N,)
+        longer = flat.bigrams[pairs.hypothesis] - references.bigrams[pairs.reference]
         cosines *= np.exp(-(longer**2) / (2 * _SIGMA**2))
         sums = np.bincount(pairs.hypothesis, cosines, minlength=len(counts))  # (H,)
         figures = iter((_SCALE * sums / counts).tolist())
         return [[next(figures) for _ in group] for group in hypotheses_per_picture]
 
+    def _references(self, pictures: np.ndarray) -> _Flat:
+        """The references of some pictures, which are numbered anew from 0."""
+        counts = self._counts[pictures]
+        rows = _ranges(self._first[pictures], counts)
+        starts = self._starts[rows]
+        lengths = self._starts[rows + 1] - starts
+        return _Flat(
+            words=self._words[_ranges(starts, lengths)].astype(np.uint64),
+            rows=np.repeat(np.arange(len(rows)), lengths),
+            groups=np.repeat(np.arange(len(pictures)), counts),
+            bigrams=np.maximum(lengths - 1, 0),
+        )
 
-def check_references(references: Sequence[Sequence[object]]) -> None:
-    """Raises DataError unless every picture has a list of at least one reference."""
-    for index, captions in enumerate(references):
+    def _rarities(self, order: int) -> _Rarities:
+        """How many pictures have each n-gram, some thousand pictures at a time."""
+        keys = [np.zeros(0, np.uint64)]
+        for start in range(0, len(self._counts), _AT_A_TIME):
+            flat = self._references(np.arange(start, min(start + _AT_A_TIME, len(self._counts))))
+            rows, found = flat.ngrams(order)
+            keys.append(_tally(flat.groups[rows], found)[1])
+        return _Rarities.of(order, np.concatenate(keys), pictures=len(self._counts))
+
+
+def check_references(references: Sequence[Sequence[object]], first: int = 0) -> None:
+    """Raises DataError unless every picture has a list of at least one reference; counts from `first` on."""
+    for index, captions in enumerate(references, first):
         if isinstance(captions, str):
             raise DataError(f"the references of picture {index} are one string, expected a list of them")
         if not len(captions):
@@ -113,7 +144,6 @@ class _Flat:
     words: np.ndarray  # (W,) uint64 ids
     rows: np.ndarray  # (W,) caption that each word belongs to
     groups: np.ndarray  # (rows,) picture that each caption belongs to
-    pictures: int
     bigrams: np.ndarray  # (rows,) their number is what coco-caption calls a caption's length
 
     @classmethod
@@ -131,7 +161,6 @@ class _Flat:
             words=np.array(words, np.uint64),
             rows=np.repeat(np.arange(len(captions)), lengths),
             groups=np.repeat(np.arange(len(sizes)), sizes),
-            pictures=len(sizes),
             bigrams=np.maximum(lengths - 1, 0),
         )
 
@@ -149,52 +178,54 @@ class _Flat:
 
 
 @dataclass(frozen=True)
-class _NgramTable:
-    """The n-grams of one order: how rare each is, and how often each reference has it."""
+class _Rarities:
+    """How rare the n-grams of one order are: log(pictures / pictures that have it).
+
+    Those of one picture alone, three in four, are as rare as those of none and need no entry: the n-grams of
+    the references themselves are counted when a caption is compared with them, so that memory hardly grows.
+    """
 
     order: int
-    keys: np.ndarray  # (G,) sorted
-    rarity: np.ndarray  # (G + 1,) log(pictures / pictures that have it), last: of an n-gram in no reference
-    codes: np.ndarray  # (E,) sorted: reference * (G + 1) + n-gram, for each n-gram of a reference
-    weights: np.ndarray  # (E + 1,) its count times its rarity, last: 0, of an n-gram that is not there
-    norms: np.ndarray  # (R,) Euclidean norm of each reference's weights
+    keys: np.ndarray  # (G,) sorted, of n-grams that two pictures or more have
+    values: np.ndarray  # (G + 1,), last: of all others
 
     @classmethod
-    def build(cls, references: _Flat, order: int) -> _NgramTable:
-        """From the references to compare with, whose pictures also say how rare an n-gram is."""
-        all_rows, all_keys = references.ngrams(order)
-        rows, row_keys, counts = _tally(all_rows, all_keys)
-        _, picture_keys, _ = _tally(references.groups[all_rows], all_keys)
-        known_keys, frequencies = np.unique(picture_keys, return_counts=True)
-        keys = np.union1d(known_keys, row_keys)
-        rarity = np.full(len(keys) + 1, math.log(max(1, references.pictures)))
-        rarity[np.searchsorted(keys, known_keys)] -= np.log(frequencies)
-        ngrams = np.searchsorted(keys, row_keys)
-        weights = counts * rarity[ngrams]
-        return cls(
-            order=order,
-            keys=keys,
-            rarity=rarity,
-            codes=rows * len(rarity) + ngrams,
-            weights=np.append(weights, 0.0),
-            norms=np.sqrt(np.bincount(rows, weights**2, minlength=len(references.groups))),
-        )
+    def of(cls, order: int, keys: np.ndarray, *, pictures: int) -> _Rarities:
+        """From the n-grams of all pictures, each once a picture; sorts them."""
+        keys.sort()
+        first = np.ones(len(keys), bool)
+        first[1:] = keys[1:] != keys[:-1]
+        starts = np.flatnonzero(first)
+        counts = np.diff(starts, append=len(keys))
+        shared = counts > 1
+        values = np.full(int(shared.sum()) + 1, math.log(max(1, pictures)))
+        values[:-1] -= np.log(counts[shared])
+        return cls(order, keys[starts[shared]], values)
 
-    def cosines(self, hypotheses: _Flat, pairs: _Pairs) -> np.ndarray:
+    def weighted(self, captions: _Flat) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The different n-grams of each caption as rows, keys and weights (count times rarity); and norms."""
+        rows, keys, counts = _tally(*captions.ngrams(self.order))
+        weights = counts * self.values[_find(self.keys, keys)]
+        norms = np.sqrt(np.bincount(rows, weights**2, minlength=len(captions.groups)))
+        return rows, keys, weights, norms
+
+    def cosines(self, hypotheses: _Flat, references: _Flat, pairs: _Pairs) -> np.ndarray:
         """(N,) clipped cosine of each pair, 0 where one of the two has no n-gram of this order."""
-        rows, row_keys, counts = _tally(*hypotheses.ngrams(self.order))
-        ngrams = _find(self.keys, row_keys)
-        weights = counts * self.rarity[ngrams]
-        norms = np.sqrt(np.bincount(rows, weights**2, minlength=len(pairs.counts)))  # (H,)
-        known = ngrams < len(self.keys)
+        reference_rows, reference_keys, reference_weights, reference_norms = self.weighted(references)
+        rows, keys, weights, norms = self.weighted(hypotheses)
+        known_keys = np.unique(reference_keys)
+        # Sorted: reference * (different n-grams + 1) + n-gram, for each n-gram of a reference.
+        codes = reference_rows * (len(known_keys) + 1) + np.searchsorted(known_keys, reference_keys)
+        ngrams = _find(known_keys, keys)
+        known = ngrams < len(known_keys)
         rows, ngrams, weights = rows[known], ngrams[known], weights[known]
         pair = _ranges(pairs.first[rows], pairs.counts[rows])  # every known n-gram, once for each reference
         again = np.repeat(np.arange(len(rows)), pairs.counts[rows])
-        entries = _find(self.codes, pairs.reference[pair] * len(self.rarity) + ngrams[again])
-        in_reference = self.weights[entries]
+        entries = _find(codes, pairs.reference[pair] * (len(known_keys) + 1) + ngrams[again])
+        in_reference = np.append(reference_weights, 0.0)[entries]
         products = np.minimum(weights[again], in_reference) * in_reference
         dots = np.bincount(pair, products, minlength=len(pairs.reference))  # (N,)
-        scale = norms[pairs.hypothesis] * self.norms[pairs.reference]
+        scale = norms[pairs.hypothesis] * reference_norms[pairs.reference]
         return np.divide(dots, scale, out=np.zeros(len(dots)), where=scale > 0)
 
 

@@ -13,8 +13,10 @@ of like length share a batch. The order of epoch e depends on (seed, e) alone.
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -74,6 +76,36 @@ class PixelSource:
             return np.zeros((*self._size, 3), np.uint8)
 
 
+class CaptionWords(Sequence[list[np.ndarray]]):
+    """Word ids of all captions in one array: per picture a list of (words,) int32, made when asked for.
+
+    >>> words = CaptionWords([[[4, 5], [6]], [[7, 8, 9]]])
+    >>> [caption.tolist() for caption in words[0]], len(words), words.longest.tolist()
+    ([[4, 5], [6]], 2, [2, 3])
+    """
+
+    def __init__(self, pictures: Iterable[Iterable[Sequence[int]]]) -> None:
+        words, ends, rows, longest = array("i"), array("q", [0]), array("q", [0]), array("i")
+        for captions in pictures:
+            most = 0
+            for caption in captions:
+                words.extend(caption)
+                ends.append(len(words))
+                most = max(most, len(caption))
+            rows.append(len(ends) - 1)
+            longest.append(most)
+        self._words, self._ends, self._rows = np.array(words, np.int32), np.array(ends), np.array(rows)
+        self.longest = np.array(longest)  # (pictures,) words of each one's longest caption
+
+    def __len__(self) -> int:
+        return len(self._rows) - 1
+
+    def __getitem__(self, picture: Any) -> Any:
+        first, last = self._rows[picture], self._rows[picture + 1]
+        ends = self._ends[first : last + 1]
+        return [self._words[start:end] for start, end in pairwise(ends)]
+
+
 class TokenizedCaptions:
     """The captions of pictures as word ids, ready to be laid into batches.
 
@@ -85,7 +117,7 @@ class TokenizedCaptions:
     Attributes:
         ids: picture ids, in the records' order.
         captions: per picture a list of (words,) int32 arrays, without <start> and <end>.
-        cut: per picture a list of bool: the caption goes on after `max_words`, so its last word here is not
+        cut: per picture a tuple of bool: the caption goes on after `max_words`, so its last word here is not
             followed by <end>.
         languages: per picture the language of each caption, "" where the vocabulary knows none.
         starts: per picture the word that each caption starts with: <start>, or that of its language.
@@ -98,16 +130,20 @@ class TokenizedCaptions:
         if not records:
             raise DataError("no captioned picture to train on")
         self.ids = [record.id for record in records]
-        ids = [[vocabulary.ids(words) for words in record.words] for record in records]
-        self.captions = [[np.array(words[:max_words], np.int32) for words in captions] for captions in ids]
-        self.cut = [[len(words) > max_words for words in captions] for captions in ids]
-        self.languages = [
-            [*(record.languages if vocabulary.languages else ())] or [""] * len(record.captions)
-            for record in records
-        ]
-        self.starts = [[vocabulary.start(language) for language in own] for own in self.languages]
+        self.captions = CaptionWords(
+            [vocabulary.ids(words[:max_words]) for words in record.words] for record in records
+        )
+        known: dict[Any, Any] = {}  # most pictures have the same of what follows: each is kept once
+        cut = (tuple(len(words) > max_words for words in record.words) for record in records)
+        self.cut: list[tuple[bool, ...]] = [known.setdefault(own, own) for own in cut]
+        self.longest = self.captions.longest
+        told = (
+            (vocabulary.languages and record.languages) or ("",) * len(record.captions) for record in records
+        )
+        self.languages: list[tuple[str, ...]] = [known.setdefault(own, own) for own in told]
+        starts = {own: tuple(map(vocabulary.start, own)) for own in set(self.languages)}
+        self.starts = [starts[own] for own in self.languages]
         self.times = np.array([record.times for record in records])
-        self.longest = np.array([max(len(caption) for caption in captions) for captions in self.captions])
         self.can_flip = np.array([can_be_mirrored(record.words) for record in records])
 
     def pad_batch(

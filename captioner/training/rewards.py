@@ -42,21 +42,23 @@ class CaptionReward:
     ) -> None:
         cut = cut or [[False] * len(captions) for captions in references]
         told = languages or [[""] * len(captions) for captions in references]
-        self._languages = [tuple(dict.fromkeys(own)) for own in told]
-        self._rows: dict[str, dict[int, int]] = {}  # of each language: picture to its row in `_cider`
+        known: dict[tuple[str, ...], tuple[str, ...]] = {}  # most pictures have the same: each is kept once
+        self._languages = [known.setdefault(own, own) for own in (tuple(dict.fromkeys(own)) for own in told)]
+        self._pictures: dict[str, np.ndarray] = {}  # of each language, as `_cider` has them
         self._cider: dict[str, CiderD] = {}
         for language in dict.fromkeys(name for own in self._languages for name in own):
-            spoken = {
-                picture: [
+            own = [picture for picture, spoken in enumerate(self._languages) if language in spoken]
+            self._pictures[language] = np.array(own, np.int64)
+            self._cider[language] = CiderD(
+                [
                     [*map(int, caption), *([] if short else [END])]
-                    for caption, name, short in zip(captions, told[picture], cut[picture], strict=True)
+                    for caption, name, short in zip(
+                        references[picture], told[picture], cut[picture], strict=True
+                    )
                     if name == language
                 ]
-                for picture, captions in enumerate(references)
-                if language in self._languages[picture]
-            }
-            self._rows[language] = {picture: row for row, picture in enumerate(spoken)}
-            self._cider[language] = CiderD(list(spoken.values()))
+                for picture in own
+            )
 
     def draw_languages(
         self, pictures: Sequence[int], wanted: Sequence[str], *, seed: Sequence[int]
@@ -106,7 +108,7 @@ class CaptionReward:
         scores = np.zeros((B, K), np.float32)
         for language in dict.fromkeys(spoken):
             batch = [b for b in range(B) if spoken[b] == language]
-            rows = [self._rows[language][pictures[b]] for b in batch]
+            rows = np.searchsorted(self._pictures[language], [pictures[b] for b in batch]).tolist()
             scores[batch] = self._cider[language].scores([hypotheses[b] for b in batch], pictures=rows)
         others = (scores.sum(1, keepdims=True) - scores) / max(K - 1, 1)
         return scores - others, float(scores.mean())

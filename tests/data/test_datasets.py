@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 import unicodedata
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from captioner.data.datasets import (
 )
 from captioner.data.listings import Problems
 from captioner.data.statistics import summarize
+from captioner.data.synthetic.scenes import draw_dataset
 from captioner.errors import ConfigError, DataError
 
 Maker = Callable[[Path], str]  # writes a data set into a folder, returns the format expected
@@ -177,6 +179,64 @@ def test_every_form_is_recognized_and_read(make: Maker, tmp_path: Path) -> None:
 def test_every_row_of_the_table_has_a_smallest_form(tmp_path: Path) -> None:
     made = {DATASETS[make(tmp_path / make.__name__)].looks_for for make in MAKERS}
     assert {reader.looks_for for reader in DATASETS.values()} == made
+
+
+def karpathys_splits(root: Path, *, coco: bool) -> dict[str, list[str]]:
+    """The drawn scenes of a folder as Karpathy hands out COCO or Flickr30k, every key of his there."""
+    draw_dataset(root / "drawn", pictures=48, seed=0, size=32)
+    members: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
+    images: list[dict[str, Any]] = []
+    records = load_split(root / "drawn", "all").records
+    splits = ["train", "restval", "train", "val", "restval", "test", "restval"]
+    for number, (record, split) in enumerate(zip(records, splits * 7, strict=False)):
+        # COCO's validation pictures were given out again: most of them became "restval".
+        folder = "train2014" if split == "train" else "val2014"
+        name = f"COCO_{folder}_{number:012}.jpg" if coco else f"{number}.jpg"
+        pictures(root, f"{folder}/{name}" if coco else f"flickr30k-images/{name}")
+        (root / (folder if coco else "flickr30k-images") / name).write_bytes(record.path.read_bytes())
+        sentences = [
+            {"tokens": caption.split(), "raw": caption, "imgid": number, "sentid": 5 * number + place}
+            for place, caption in enumerate(record.captions)
+        ]
+        image = {"filename": name, "imgid": number, "split": split, "sentences": sentences}
+        image["sentids"] = [sentence["sentid"] for sentence in sentences]
+        images.append({**image, "filepath": folder, "cocoid": number} if coco else image)
+        own = {"restval": "train", "val": "dev"}.get(split, split)
+        members[own].append(f"{folder}/{name}" if coco else name)
+    shutil.rmtree(root / "drawn")
+    name = "coco" if coco else "flickr30k"
+    put_as(root, f"dataset_{name}.json", json.dumps({"images": images, "dataset": name}))
+    return members
+
+
+@pytest.mark.parametrize("coco", [True, False], ids=["coco", "flickr30k"])
+def test_karpathys_splits_as_he_hands_them_out(coco: bool, tmp_path: Path) -> None:
+    """ "restval", COCO's validation pictures that are in neither of his small splits, is training."""
+    members = karpathys_splits(tmp_path, coco=coco)
+    assert {split: len(names) for split, names in members.items()} == {"train": 34, "dev": 7, "test": 7}
+    for split, names in members.items():
+        loaded = load_split(tmp_path, split)
+        assert [record.id for record in loaded.records] == names
+        assert all(len(record.captions) == 5 and record.path.is_file() for record in loaded.records)
+        assert not loaded.problems
+    assert {record.path.parent.name for record in load_split(tmp_path, "train").records} == (
+        {"train2014", "val2014"} if coco else {"flickr30k-images"}
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["coco", "flickr30k"])
+def test_their_recipes_train_on_them(recipe: str, tmp_path: Path) -> None:
+    """All phases of the recipe, with networks that a test can train."""
+    from captioner.config import load_config
+    from captioner.training.train import train
+
+    karpathys_splits(tmp_path / "data", coco=recipe == "coco")
+    small = ["encoder.name=small_cnn", "encoder.weights=none", "encoder.size=32", "decoder.units=16"]
+    small += ["decoder.embedding=8", "data.min_count=1", "phases.finetune.encoder_from=''"]
+    short = [f"phases.{name}.epochs=1" for name in load_config(recipe).phases]
+    run = train(load_config(recipe, [*small, *short]), tmp_path / "data", tmp_path / "run", quiet=True)
+    assert [entry["phase"] for entry in run.history()] == ["decoder", "finetune", "reward"]
 
 
 @pytest.mark.parametrize("make", [flickr8k, coco, jsonl], ids=lambda make: make.__name__)

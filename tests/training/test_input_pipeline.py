@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from captioner.training.input_pipeline import (
     TokenizedCaptions,
     TrainingBatches,
 )
+from captioner.training.rewards import CaptionReward
 
 TOY = {"a.png": ("a dog runs", "a dog"), "b.png": ("a cat sleeps",), "c.png": ("a man",)}
 
@@ -111,6 +114,31 @@ def test_long_captions_are_cut_and_unknown_words_are_unk():
     # The first goes on after its third word: it does not teach that a caption ends there.
     assert words_out.tolist() == [[[4, 5, 1, 0], [4, 5, 1, 3]]]
     assert weights.tolist() == [[[1, 1, 1, 0], [1, 1, 1, 1]]]
+
+
+def test_a_picture_more_costs_a_kilobyte_of_memory() -> None:
+    """Five captions of ten words, as word ids and as references of the reward; features stay on the disk."""
+    draw = np.random.default_rng(0)
+    words = [f"w{number}" for number in range(2000)]
+
+    def kept(pictures: int) -> int:
+        captions = {
+            f"{i}": tuple(" ".join(draw.choice(words, 10)) for _ in range(5)) for i in range(pictures)
+        }
+        given, vocabulary = records(captions), Vocabulary.build(words)
+        assert all(record.words for record in given)
+        gc.collect()
+        tracemalloc.start()
+        table = TokenizedCaptions(given, vocabulary, max_words=30)
+        tables = table, CaptionReward(table.captions, table.languages, table.cut)
+        gc.collect()
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(tables[0].ids) == pictures
+        return size
+
+    few, many = kept(100), kept(1100)
+    assert (many - few) / 1000 < 1000
 
 
 def test_nothing_to_train_on_is_said():
