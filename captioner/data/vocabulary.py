@@ -194,6 +194,16 @@ class Vocabulary:
             raise ConfigError(unknown_name("language", language, self.languages))
         return self._starts[self.languages.index(code)]
 
+    def with_languages(self, languages: Sequence[str]) -> Vocabulary:
+        """The same words and those of more languages, behind those of the languages it has.
+
+        >>> Vocabulary.build(["a dog"], languages=["en"]).with_languages(["de"]).words[3:]
+        ('<end>', '<en>', '<de>', 'a', 'dog')
+        """
+        place = self._starts.stop
+        new = (f"<{language}>" for language in languages if language not in self.languages)
+        return Vocabulary((*self.words[:place], *new, *self.words[place:]))
+
     @property
     def unwritten(self) -> tuple[int, ...]:
         """Ids that never stand in a caption: those of <pad>, <unk>, <start> and the languages."""

@@ -197,9 +197,23 @@ class Training:
                 source = self._store("train")
                 shown = self._table("train", source), source
             start = grown_start(earlier, self.run.vocabulary, shown)
+            if self.run.vocabulary.languages != earlier.vocabulary.languages:
+                start.decoder["spoken"] = self._spoken(start.decoder["spoken"], earlier.vocabulary)
             self.run.save_start(start.arrays(self.encoder), start.info)
             return start
         return WarmStart.of(*kept)
+
+    def _spoken(self, known: np.ndarray, old: Vocabulary) -> np.ndarray:
+        """(L, V): which words may be written in each language, where a start has learned some more.
+
+        Old words in old languages as ever, all others where captions have them; those that none has in all.
+        """
+        spoken = spoken_words(self.records["train"], self.run.vocabulary)
+        L, words = len(old.languages), len(old) + len(spoken) - len(old.languages)
+        spoken[:L, :words] = known[:L, :words]
+        spoken[:, ~spoken.any(0)] = 1
+        spoken[:, : END + 1] = 1
+        return spoken
 
     def fit_to_budget(self, seconds: float, *, since: float) -> None:
         """Leaves out epochs that do not fit into the time there is; times a few steps of each phase first.
@@ -381,9 +395,11 @@ def _create_run(
     sizes: dict[str, Any] = {"min_count": config.data.min_count, "max_size": config.data.max_size}
     languages = languages_of(splits["train"].records)
     if start:
-        for language in languages:
-            start.vocabulary.start(language)  # the start must know it
-        vocabulary = grow_vocabulary(start.vocabulary, captions, named=config.data.words, **sizes)
+        if any(phase.closeness for phase in config.phases.values()):
+            for language in languages:
+                start.vocabulary.start(language)  # it is kept to its own captions in it, so it must know it
+        known = start.vocabulary.with_languages(languages)
+        vocabulary = grow_vocabulary(known, captions, named=config.data.words, **sizes)
     else:
         vocabulary = Vocabulary.build(captions, languages=languages, **sizes)
     run = Run.create(folder, config, vocabulary, encoder, splits["train"].made)

@@ -3,7 +3,7 @@
 In: the run to begin with, captions. Out: a vocabulary that has the run's words in their places and new ones
 behind them, and the decoder's weights with a row for each of these. A new word begins as what the run would
 have said in its place: where people write "giraffe" it says "dog" or "brown", and of their rows that of
-"giraffe" is the mean.
+"giraffe" is the mean. The start word of a new language begins as the one the run has.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.config import Config
-from captioner.data.vocabulary import END, UNK, Vocabulary, words_of
+from captioner.data.vocabulary import END, SPECIAL_WORDS, UNK, Vocabulary, words_of
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import Encoder
@@ -27,6 +27,7 @@ from captioner.runs.weights import select_prefix
 from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
 
 PICTURES_AT_A_TIME = 16
+WORD_ROWS = (("embedding", 0), ("word_kernel", 1), ("word_bias", 0))  # weights with a row a word; its axis
 
 
 class WarmStart(NamedTuple):
@@ -34,8 +35,9 @@ class WarmStart(NamedTuple):
 
     Attributes:
         decoder: its weights by name, grown by n new words.
-        shares: (n, V), of the run's words, which come first, in each new one.
-        info: of the run that they come from: run, epoch, words, new_words, start (that run's own).
+        shares: (n, V), of the run's words and languages, which come first, in each new one.
+        info: of the run that they come from: run, epoch, words, new_words, start (that run's own) and, if
+            there are some, new_languages.
     """
 
     decoder: dict[str, np.ndarray]
@@ -61,30 +63,73 @@ def grown_start(
 
     Args:
         run: to begin with.
-        vocabulary: its words and new ones behind them.
+        vocabulary: its words, new languages behind its own, and new words behind all.
         shown: captions of the training, and features of their pictures by the run's encoder; not needed
             where no word is new.
 
     Raises:
         ConfigError: the vocabulary does not begin with the run's words.
     """
-    words, best = run.vocabulary.words, run.best_info() or {}
-    if vocabulary.words[: len(words)] != words:
+    best, languages = run.best_info() or {}, vocabulary.languages[len(run.vocabulary.languages) :]
+    known = run.vocabulary.with_languages(languages)
+    words = len(known)
+    if vocabulary.words[:words] != known.words:
         raise ConfigError(f"start: {run.folder} has other words than when the training began; begin anew")
     decoder, _ = run.load_best()
-    special = np.isin(np.arange(len(words)), [*run.vocabulary.unwritten, END])
-    new_words = len(vocabulary) - len(words)
-    shares = np.zeros((0, len(words)), np.float32)
+    if languages:
+        decoder = with_languages(decoder, run.vocabulary, known)
+    special = np.isin(np.arange(words), [*known.unwritten, END])
+    new_words = len(vocabulary) - words
+    shares = np.zeros((0, words), np.float32)
     if new_words and shown:
         shares = word_shares(decoder, *shown, special, new_words)
+    arrays = grow_rows(decoder.weights_dict(), shares)
+    if languages and new_words and shown:
+        # So many new words at once: together they are as likely as what the run would say in their place.
+        arrays["word_bias"][words:] += np.log(caption_shares(shown[0], len(vocabulary))[words:])
     info = {
         "run": run.folder.resolve().name,
         "epoch": f"{best.get('phase', '')} {best.get('epoch', '')}".strip(),
-        "words": len(words),
-        "new_words": list(vocabulary.words[len(words) :]),
+        "words": len(run.vocabulary),
+        "new_words": list(vocabulary.words[words:]),
+        **({"new_languages": list(languages)} if languages else {}),
         "start": run.start,
     }
-    return WarmStart(grow_rows(decoder.weights_dict(), shares), shares, info)
+    return WarmStart(arrays, shares, info)
+
+
+def with_languages(decoder: CaptionDecoder, old: Vocabulary, new: Vocabulary) -> CaptionDecoder:
+    """The decoder with a start word for each language of `new` that `old` lacks: a copy of the one it has.
+
+    All its words may be written in a new language, until `CaptionDecoder.set_spoken` says otherwise.
+    """
+    own, place = old.start(), len(SPECIAL_WORDS) + len(old.languages)
+    more = len(new.languages) - len(old.languages)
+    arrays = decoder.weights_dict()
+    for name, axis in WORD_ROWS:
+        if name in arrays:
+            copies = np.repeat(np.take(arrays[name], [own], axis), more, axis)
+            arrays[name] = np.insert(arrays[name], [place], copies, axis)
+    if "spoken" in arrays:
+        spoken = np.insert(arrays["spoken"], [place], np.zeros((len(old.languages), more)), 1)
+        arrays["spoken"] = np.pad(spoken, ((0, more), (0, 0)), constant_values=1)
+    grown = CaptionDecoder(
+        decoder.config,
+        vocabulary_size=len(new),
+        channels=decoder.channels,
+        languages=len(new.languages),
+    )
+    grown.load_weights_dict(arrays)
+    return grown
+
+
+def caption_shares(captions: TokenizedCaptions, words: int) -> np.ndarray:
+    """(V,): how large a part of all captions each word is; of those in none, as if it stood there once."""
+    counts = np.zeros(words)
+    for each in captions.captions:
+        np.add.at(counts, np.concatenate([*each, np.zeros(0, np.int32)]), 1)
+    shares: np.ndarray = np.maximum(counts, 1) / max(1, counts.sum())
+    return shares
 
 
 def config_from(config: Config, start: Config) -> Config:
@@ -141,7 +186,7 @@ def grow_rows(arrays: Mapping[str, np.ndarray], shares: np.ndarray) -> dict[str,
     (array([0. , 0.5, 0.5]), array([0., 2., 4., 3.]), array([1., 1.]))
     """
     grown = dict(arrays)
-    for name, axis in (("embedding", 0), ("word_kernel", 1), ("word_bias", 0)):
+    for name, axis in WORD_ROWS:
         if name in arrays:
             rows = np.moveaxis(arrays[name], axis, 0)
             rows = np.concatenate([rows, np.tensordot(shares, rows, 1).astype(rows.dtype)])

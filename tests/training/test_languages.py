@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from captioner.cli.main import main
@@ -13,6 +14,7 @@ from captioner.data.data_folders import DataFolder, load_folders
 from captioner.data.synthetic.scenes import draw_dataset
 from captioner.errors import ConfigError
 from captioner.evaluation.evaluate import EvaluationOptions, evaluate
+from captioner.inference.captioner import Captioner
 from captioner.inference.search_options import CaptionOptions
 from captioner.runs.run_folder import Run
 
@@ -135,3 +137,39 @@ def test_a_model_without_languages_is_judged_in_the_one_that_is_named(
     plan = EvaluationOptions(decoding=CaptionOptions(language="en"))
     found = evaluate(tiny_run, marked_folder, tmp_path, plan=plan, quiet=True)
     assert found.scores["protocol"]["references"] == "4 pictures, 5 references each"
+
+
+def test_a_start_learns_languages_that_it_lacks(
+    tiny_run: Path, tiny_recipe: Path, data: list[str], tmp_path: Path
+) -> None:
+    """From a run that speaks of no language to one of two; the second begins as what the first would say."""
+    old, folder = Run.open(tiny_run), tmp_path / "run"
+    recipe = tmp_path / "short.toml"
+    sections = tiny_recipe.read_text(encoding="utf-8").partition("[phases.both]")[0]
+    recipe.write_text(sections.replace("epochs = 2", "epochs = 1"), encoding="utf-8")
+    command = ["train", str(recipe), "--from", str(tiny_run), "--run", str(folder)]
+    assert main([*command, *(word for one in data for word in ("--data", one))]) == 0
+    run = Run.open(folder)
+    assert run.vocabulary.languages == ("en", "de")
+    known = old.vocabulary.with_languages(["en", "de"]).words
+    assert run.vocabulary.words[: len(known)] == known and "ein" in run.vocabulary.words[len(known) :]
+    assert run.start is not None and run.start["new_languages"] == ["en", "de"]
+    # What training began with: old words as they were, a start word a language as <start> was.
+    before, after = old.load_best()[0].weights_dict(), run.load_start_networks()[0].weights_dict()
+    moved = [run.vocabulary.words.index(word) for word in old.vocabulary.words]
+    np.testing.assert_array_equal(after["embedding"][moved], before["embedding"])
+    np.testing.assert_array_equal(after["word_kernel"][:, moved], before["word_kernel"])
+    np.testing.assert_array_equal(after["embedding"][4:6], before["embedding"][[2, 2]])
+    ein, circle = (run.vocabulary.words.index(word) for word in ("ein", "circle"))
+    assert after["spoken"][:, [ein, circle]].tolist() == [[0, 1], [1, 0]]
+    picture = next((Path(data[0].removeprefix("en=")) / "images").iterdir())
+    (caption,) = Captioner.load(folder).caption([picture], language="all")
+    assert list(caption.by_language) == ["en", "de"]
+
+
+def test_what_holds_a_model_to_its_own_captions_needs_a_language_it_knows(
+    run: Path, scenes_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train", "adapt", "--from", str(run), "--run", str(tmp_path / "run")]
+    assert main([*command, "--data", f"fr={scenes_folder}"]) == 2
+    assert 'unknown language "fr"' in capsys.readouterr().err
