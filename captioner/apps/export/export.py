@@ -156,6 +156,12 @@ def _precision(captioner: Any, plan: ExportPlan) -> str:
     return "float16" if lossless else "float32"
 
 
+def _languages(job: ExportJob) -> dict[str, Any]:
+    """The word that captions in each language start with, where the run knows any."""
+    known = job.run.vocabulary
+    return {"languages": {name: known.start(name) for name in known.languages}} if known.languages else {}
+
+
 def _about(job: ExportJob, plan: ExportPlan, checks: Sequence[Check]) -> dict[str, Any]:
     """What export.json says: all that a program needs beside the models."""
     decode = job.run.config.decode
@@ -167,7 +173,7 @@ def _about(job: ExportJob, plan: ExportPlan, checks: Sequence[Check]) -> dict[st
         "best": job.run.best_info(),
         "encoder": job.run.encoder_info,
         "decode": asdict(decode),
-        "words": {"pad": 0, "unknown": 1, "start": 2, "end": 3},
+        "words": {"pad": 0, "unknown": 1, "start": 2, "end": 3, **_languages(job)},
         "compared": [
             {
                 "way": check.variant,

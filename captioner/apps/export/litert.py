@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioner.apps.export.export import ExportJob
-from captioner.apps.export.parity_check import TOLERANCES, Variant, Variants, answers_of
+from captioner.apps.export.parity_check import TOLERANCES, Variants, variants_of
 from captioner.apps.export.signatures import ExportedCaptioner, Networks, networks, save
 from captioner.data.datasets import load_split
 from captioner.data.images import read_image
@@ -41,13 +41,13 @@ def write(job: ExportJob, folder: Path) -> Variants:
     pixels = _pixels(job) if job.precision == "int8" else None
     encoder = _convert(job, {"encode": functions.encode}, pixels)
     if not job.alone:
-        return {"compiled": Variant(answers_of(_compiled(job, folder, encoder)), TOLERANCES[job.precision])}
+        return variants_of("compiled", _compiled(job, folder, encoder), TOLERANCES[job.precision])
     (folder / ENCODER).write_bytes(encoder)
     # The decoder's activations range further than 8 bits resolve: its weights alone are kept in them.
     signatures = {"start": functions.start, "step": functions.step}
     (folder / DECODER).write_bytes(_convert(job, signatures))
     made = ExportedCaptioner(job.captioner, _loaded(folder), batch_size=1)
-    return {"litert": Variant(answers_of(made), TOLERANCES[job.precision])}
+    return variants_of("litert", made, TOLERANCES[job.precision])
 
 
 def _compiled(job: ExportJob, folder: Path, encoder: bytes) -> CompiledCaptioner:

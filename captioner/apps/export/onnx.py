@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from captioner.apps.export.export import ExportJob
-from captioner.apps.export.parity_check import TOLERANCES, Variant, Variants, answers_of
+from captioner.apps.export.parity_check import TOLERANCES, Variants, variants_of
 from captioner.apps.export.signatures import ExportedCaptioner, Networks, networks
 from captioner.errors import MissingExtra
 
@@ -38,4 +38,4 @@ def write(job: ExportJob, folder: Path) -> Variants:
 
     functions = networks(job.captioner)
     made = Networks(*(convert(function, name) for function, name in zip(functions, NAMES, strict=True)))
-    return {"onnx": Variant(answers_of(ExportedCaptioner(job.captioner, made)), TOLERANCES["float32"])}
+    return variants_of("onnx", ExportedCaptioner(job.captioner, made), TOLERANCES["float32"])

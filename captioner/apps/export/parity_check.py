@@ -32,6 +32,7 @@ class Variant(NamedTuple):
 
     answers: Callable[[Sequence[Path]], list[Answer]]
     tolerance: float
+    language: str = ""  # of its captions; empty: the first that the run knows, or none
 
 
 Variants: TypeAlias = Mapping[str, Variant]
@@ -71,9 +72,11 @@ def compare(captioner: Any, variants: Variants, pictures: Sequence[Path]) -> Ite
     Raises:
         CaptionerError: the captions are not the run's.
     """
-    own = answers_of(captioner)(pictures)
+    own: dict[str, list[Answer]] = {}
     for name, variant in variants.items():
-        check = _check(name, variant, own, variant.answers(pictures))
+        if variant.language not in own:
+            own[variant.language] = answers_of(captioner, variant.language)(pictures)
+        check = _check(name, variant, own[variant.language], variant.answers(pictures))
         if check.same_score < SAME_SCORE_SHARE * check.pictures:
             raise CaptionerError(
                 f"{name}: only {check.same_score} of {check.pictures} captions score as the run's own within "
@@ -83,11 +86,22 @@ def compare(captioner: Any, variants: Variants, pictures: Sequence[Path]) -> Ite
         yield check
 
 
-def answers_of(captioner: Any) -> Callable[[Sequence[Path]], list[Answer]]:
-    """How a `BaseCaptioner` answers; of pictures that cannot be read: nothing."""
+def variants_of(name: str, captioner: Any, tolerance: float) -> Variants:
+    """An entry point `name` of a `BaseCaptioner`, and one for each language that it knows after the first."""
+    languages = ("", *captioner.vocabulary.languages[1:])
+    return {
+        " ".join(filter(None, (name, language))): Variant(
+            answers_of(captioner, language), tolerance, language
+        )
+        for language in languages
+    }
+
+
+def answers_of(captioner: Any, language: str = "") -> Callable[[Sequence[Path]], list[Answer]]:
+    """How a `BaseCaptioner` answers in a language; of pictures that cannot be read: nothing."""
 
     def answers(pictures: Sequence[Path]) -> list[Answer]:
-        found = captioner.caption(pictures)
+        found = captioner.caption(pictures, language=language or None)
         return [Answer(caption.text, caption.score) for caption in found if caption.error is None]
 
     return answers

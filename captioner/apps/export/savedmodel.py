@@ -5,7 +5,8 @@ In: a run's networks. Out: `1/`, a SavedModel with two signatures:
     serving_default   image_bytes (B,) string: JPEG, PNG, GIF or BMP files
     pixels            pixels (B, H, W, 3) uint8, of the encoder's size, as `images.read_image` gives them
 
-both → caption (B,) string, score (B,), log_probability (B,) float32. TensorFlow decodes and shrinks pictures
+and two more for each language that the run knows after its first: `serving_de`, `pixels_de`. All
+→ caption (B,) string, score (B,), log_probability (B,) float32. TensorFlow decodes and shrinks pictures
 a little differently from Pillow and knows no EXIF: captions of files may differ from `captioner caption`.
 """
 
@@ -33,8 +34,29 @@ def write(job: ExportJob, folder: Path) -> Variants:
     """Writes the SavedModel; see `export.FORMATS`."""
     captioner = job.captioner
     size = captioner.encoder.size
-    search = captioner.search_graph(captioner.search_options(CaptionOptions()), 0)
+    languages = ("", *captioner.vocabulary.languages[1:])  # the first, or none, and each other
     text_of = _joiner(captioner.vocabulary.words)
+    functions: dict[str, Any] = {}
+    for language in languages:
+        functions |= _functions(captioner, language, text_of)
+    save(captioner, functions, folder / VERSION)
+    signatures = tf.saved_model.load(str(folder / VERSION)).signatures
+    found: dict[str, Variant] = {}
+    for language in languages:
+        pixels, serving = _named("pixels", language), _named("serving", language)
+        found[pixels] = Variant(
+            _answers(signatures[pixels], lambda path: read_image(path, size=size)),
+            TOLERANCES["float32"],
+            language,
+        )
+        found[serving] = Variant(_answers(signatures[serving], Path.read_bytes), FROM_FILES, language)
+    return found
+
+
+def _functions(captioner: Any, language: str, text_of: Callable[[Any, Any], Any]) -> dict[str, Any]:
+    """The two entry points that write a language, by the names of their signatures."""
+    size = captioner.encoder.size
+    search = captioner.search_graph(captioner.search_options(CaptionOptions(language=language or None)), 0)
 
     def from_pixels(pixels: Any) -> dict[str, Any]:
         features = tf.cast(captioner.encoder.encode_graph(pixels), tf.float16)
@@ -50,18 +72,21 @@ def write(job: ExportJob, folder: Path) -> Variants:
 
     files = tf.TensorSpec((None,), tf.string, name="image_bytes")
     pictures = tf.TensorSpec((None, *size, 3), tf.uint8, name="pixels")
-    functions = {
-        "serving_default": tf.function(from_files, input_signature=[files], autograph=False),
-        "pixels": tf.function(from_pixels, input_signature=[pictures], autograph=False),
-    }
-    save(captioner, functions, folder / VERSION)
-    signatures = tf.saved_model.load(str(folder / VERSION)).signatures
     return {
-        "pixels": Variant(
-            _answers(signatures["pixels"], lambda path: read_image(path, size=size)), TOLERANCES["float32"]
-        ),
-        "serving_default": Variant(_answers(signatures["serving_default"], Path.read_bytes), FROM_FILES),
+        _named("serving", language): tf.function(from_files, input_signature=[files], autograph=False),
+        _named("pixels", language): tf.function(from_pixels, input_signature=[pictures], autograph=False),
     }
+
+
+def _named(entry: str, language: str) -> str:
+    """The name of a signature.
+
+    >>> _named("serving", ""), _named("pixels", ""), _named("serving", "zh-hant")
+    ('serving_default', 'pixels', 'serving_zh_hant')
+    """
+    if not language:
+        return "serving_default" if entry == "serving" else entry
+    return f"{entry}_{language.replace('-', '_')}"
 
 
 def _answers(signature: Any, read: Callable[[Path], Any]) -> Callable[[Sequence[Path]], list[Answer]]:

@@ -6,7 +6,9 @@ In: a `Captioner`. Out: `encode`, `start` and `step` as TensorFlow functions tha
     start    cells → keys, values, state (B, U): what `step` wants of a picture
     step     words (N,) int32, state (N, U), keys, values → logits (N, V), new_state (N, U), attention (N, P)
 
-all float32 where nothing else is said; N = B * K rows, a picture's K hypotheses together.
+all float32 where nothing else is said; N = B * K rows, a picture's K hypotheses together. Where the run knows
+languages, `step` also takes language (N,) int32, 0 for the first: words of the others get no chance. The
+first word of a caption is then that of its language (export.json: words.languages), else `start`.
 """
 
 from __future__ import annotations
@@ -50,8 +52,13 @@ def networks(captioner: Any, *, pictures: int | None = None, beam: int | None = 
         logits, new, attention = decoder.step(words, state, Memory(keys, values, mean=None))
         return {"logits": logits, "new_state": new, "attention": attention}
 
+    def step_in(words: Any, state: Any, keys: Any, values: Any, language: Any) -> Arrays:
+        found = step(words, state, keys, values)
+        ruled_out = tf.gather(tf.where(decoder.spoken > 0, 0.0, NEG_INF), language)  # (N, V)
+        return {**found, "logits": found["logits"] + ruled_out}
+
     def graph(function: Callable[..., Arrays], **inputs: tuple[Any, ...]) -> Any:
-        kinds = {"pixels": tf.uint8, "words": tf.int32}
+        kinds = {"pixels": tf.uint8, "words": tf.int32, "language": tf.int32}
         signature = [
             tf.TensorSpec(shape, kinds.get(name, tf.float32), name=name) for name, shape in inputs.items()
         ]
@@ -60,10 +67,11 @@ def networks(captioner: Any, *, pictures: int | None = None, beam: int | None = 
     heads, units = decoder.cell.heads, decoder.config.units
     memory = (pictures, heads, encoder.num_cells + decoder.config.sentinel, units // heads)
     rows = pictures * beam if pictures and beam else None
+    inputs = {"words": (rows,), "state": (rows, units), "keys": memory, "values": memory}
     return Networks(
         graph(encode, pixels=(pictures, *encoder.size, 3)),
         graph(start, cells=(pictures, encoder.num_cells, encoder.channels)),
-        graph(step, words=(rows,), state=(rows, units), keys=memory, values=memory),
+        graph(step, **inputs) if decoder.spoken is None else graph(step_in, **inputs, language=(rows,)),
     )
 
 
@@ -89,7 +97,6 @@ class ExportedCaptioner(BaseCaptioner):
 
     def __init__(self, captioner: Any, functions: Networks, *, batch_size: int = 0) -> None:
         self.encoder, self.vocabulary, self.decode = captioner.encoder, captioner.vocabulary, captioner.decode
-        self.spoken = None if captioner.decoder.spoken is None else np.asarray(captioner.decoder.spoken)
         self.functions, self.batch_size = functions, batch_size
 
     def encode(self, pixels: np.ndarray) -> np.ndarray:
@@ -107,13 +114,13 @@ class ExportedCaptioner(BaseCaptioner):
     def _search_part(self, cells: np.ndarray, options: SearchOptions) -> Hypotheses:
         memory = self.functions.start(cells=cells)
         keys, values = memory["keys"], memory["values"]
-        mask: Any = np.float32(0)
-        if self.spoken is not None and options.start > END:  # the words of other languages are ruled out
-            mask = np.where(self.spoken[options.start - END - 1] > 0, mask, np.float32(NEG_INF))
 
         def step(words: np.ndarray, state: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            given = self.functions.step(words=words.astype(np.int32), state=state, keys=keys, values=values)
-            return given["logits"] + mask, given["new_state"], given["attention"]
+            inputs = {"words": words.astype(np.int32), "state": state, "keys": keys, "values": values}
+            if self.vocabulary.languages:
+                inputs["language"] = np.full(len(words), options.start - END - 1, np.int32)
+            given = self.functions.step(**inputs)
+            return given["logits"], given["new_state"], given["attention"]
 
         return beam_search(step, memory["state"], pictures=len(cells), options=options)
 

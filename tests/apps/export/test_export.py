@@ -91,6 +91,46 @@ def test_a_savedmodel_serves(run: Path, pictures: list[Path], tmp_path: Path) ->
     assert [text.decode() for text in exact["caption"].numpy()] == [caption.text for caption in captions]
 
 
+@pytest.fixture(scope="module")
+def bilingual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that writes "a red …" in English and other words in German."""
+    made = make_run(tmp_path_factory.mktemp("bilingual") / "run", languages=("en", "de"))
+    decoder, encoder = made.load_best()
+    spoken = np.zeros((2, len(made.vocabulary)))
+    spoken[0, made.vocabulary.ids("a red blue circle square")] = 1
+    spoken[1, made.vocabulary.ids("star is above below two three")] = 1
+    decoder.set_spoken(spoken)
+    made.save_best(decoder, encoder, {"phase": "decoder", "epoch": 2})
+    return made.folder
+
+
+@pytest.mark.parametrize("format", ["litert", "onnx"])
+def test_the_language_is_an_input_of_a_step(format: str, bilingual: Path, tmp_path: Path) -> None:
+    """Each language is compared with the run's own; its start word stands in export.json."""
+    if format == "onnx":
+        pytest.importorskip("tf2onnx")
+        onnxruntime = pytest.importorskip("onnxruntime")
+    made = export(bilingual, plan(format=format, out=tmp_path / "models"))
+    assert [(check.variant, check.same_text) for check in made.checks] == [(format, 12), (f"{format} de", 12)]
+    about = json.loads((made.folder / "export.json").read_text(encoding="utf-8"))
+    assert about["words"]["languages"] == {"en": 4, "de": 5}
+    if format == "onnx":
+        step = onnxruntime.InferenceSession(str(made.folder / "step.onnx"))
+        assert {one.name for one in step.get_inputs()} == {"words", "state", "keys", "values", "language"}
+
+
+def test_a_savedmodel_serves_each_language(bilingual: Path, pictures: list[Path], tmp_path: Path) -> None:
+    made = export(bilingual, plan(format="savedmodel", out=tmp_path / "served"))
+    names = ["pixels", "serving_default", "pixels_de", "serving_de"]
+    assert [check.variant for check in made.checks] == names
+    signatures = tf.saved_model.load(str(made.folder / "1")).signatures
+    files = tf.constant([path.read_bytes() for path in pictures])
+    said = {name: signatures[name](image_bytes=files)["caption"].numpy() for name in names[1::2]}
+    words = {name: {word for text in texts for word in text.decode().split()} for name, texts in said.items()}
+    assert words["serving_default"] <= {"a", "red", "blue", "circle", "square"}
+    assert words["serving_de"] <= {"star", "is", "above", "below", "two", "three"}
+
+
 @pytest.mark.parametrize("caption", ["a red circle", "빨간 원 위", "赤い円 の上", "a 赤い circle", ""])
 def test_words_are_joined_in_the_graph_as_by_the_vocabulary(caption: str) -> None:
     vocabulary = Vocabulary.build([caption, "x"])
