@@ -48,6 +48,7 @@ from captioner.training.input_pipeline import (
 )
 from captioner.training.losses import OBJECTIVES, load_loss
 from captioner.training.micro_batches import use_cores_side_by_side
+from captioner.training.new_words import fit_new_words
 from captioner.training.optimizers import TrainOptimizer, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
@@ -273,8 +274,24 @@ class Training:
         if loop.latest.restore() is None:
             if self.config.start and self.run.best_info() is None:
                 loop.keep_start()
+            if self.config.start and loop.name == next(iter(self.config.phases)):
+                self._fit_new_words(loop)
             loop.state.best.assign((self.run.best_info() or {}).get("selected", float("-inf")))
             loop.latest.save()
+
+    def _fit_new_words(self, loop: PhaseTrainer) -> None:
+        """Lets the first phase begin with rows of new words that know their places."""
+        source, updater = loop.batches.source, loop.steps.updater
+        if not len(self.start.shares) or not isinstance(source, FeatureStore):
+            return
+        own = None
+        if isinstance(loop.steps, AdaptStep):
+            own = (loop.steps.captions.captions, loop.steps.captions.source)
+        people = (loop.batches.table, source)
+        fitted = fit_new_words(self.decoder, self.start.shares, people, own, seed=self.config.seed)
+        for average, variable in zip(updater.averages, updater.variables_trained, strict=False):
+            average.assign(variable)
+        console.info(f"new words whose places are learned first: {fitted}", quiet=self.quiet)
 
     def _loop(self, number: int, name: str) -> PhaseTrainer:
         """Batches, optimizer, step and checkpoints of a phase, at its beginning."""

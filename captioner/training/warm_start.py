@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -233,17 +233,28 @@ def word_shares(
         packed = packed_forward(decoder, (features, words_in), words_out, weights)
         return tf.nn.softmax(packed.logits), packed.words, packed.weights
 
-    for start in range(0, len(captions.ids) if new_words else 0, PICTURES_AT_A_TIME):
-        pictures = range(start, min(start + PICTURES_AT_A_TIME, len(captions.ids)))
-        words_in, words_out, weights = captions.pad_batch(
-            pictures, [range(len(captions.captions[picture])) for picture in pictures]
-        )
-        features = source.read([captions.ids[picture] for picture in pictures])
-        shares, words, kept = likely(
-            features.astype("float32"), np.where(words_in < V, words_in, UNK), words_out, weights
-        )
+    for features, words_in, words_out, weights in caption_batches(captions, source) if new_words else ():
+        shares, words, kept = likely(features, np.where(words_in < V, words_in, UNK), words_out, weights)
         new = (words.numpy() >= V) & (kept.numpy() != 0)
         np.add.at(total, words.numpy()[new] - V, shares.numpy()[new])
     total[:, special] = 0
     total[np.ix_(total.sum(1) == 0, ~special)] = 1
     return (total / total.sum(1, keepdims=True)).astype("float32")
+
+
+def caption_batches(
+    captions: TokenizedCaptions, source: FeatureSource, *, most: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """Features (B, P, C) float32, words_in, words_out and weights (B, R, T) of all captions, once.
+
+    Args:
+        captions: of pictures.
+        source: features of these.
+        most: pictures, the first ones; 0: all.
+    """
+    count = min(len(captions.ids), most or len(captions.ids))
+    for start in range(0, count, PICTURES_AT_A_TIME):
+        pictures = range(start, min(start + PICTURES_AT_A_TIME, count))
+        words = captions.pad_batch(pictures, [range(len(captions.captions[picture])) for picture in pictures])
+        features = source.read([captions.ids[picture] for picture in pictures])
+        yield features.astype("float32"), *words

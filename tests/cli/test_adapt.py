@@ -87,16 +87,21 @@ def test_killed_and_resumed_it_ends_as_if_nothing_had_been(
     kill = (
         "import os, signal, sys\n"
         "from captioner.cli.main import main\n"
+        "from captioner.training import new_words\n"
         "from captioner.training.adapt import AdaptStep\n"
         "train = AdaptStep.train\n"
         "def once(self, batch, step):\n"
         "    if step == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return train(self, batch, step)\n"
-        "AdaptStep.train = once\n"
+        "def never(*given): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if sys.argv.pop(1) == 'words': new_words._fitted = never\n"
+        "else: AdaptStep.train = once\n"
         "main(sys.argv[1:])\n"
     )
-    command = [sys.executable, "-c", kill, *adapt(photos, tiny_run, broken), "--quiet"]
-    assert subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False).returncode == -signal.SIGKILL
+    for place, more in (("words", ()), ("steps", ("--resume",))):
+        command = [sys.executable, "-c", kill, place, *adapt(photos, tiny_run, broken, *more), "--quiet"]
+        killed = subprocess.run(command, cwd=ROOT, env=dict(os.environ), check=False)
+        assert killed.returncode == -signal.SIGKILL
     assert main([*adapt(photos, tiny_run, broken, "--resume"), "--quiet"]) == 0
     weights = [(run / "best" / "weights.safetensors").read_bytes() for run in (whole, broken)]
     assert weights[0] == weights[1]

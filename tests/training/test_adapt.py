@@ -20,6 +20,7 @@ from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.adapt import AdaptStep, StartCaptions, most_alike
 from captioner.training.input_pipeline import TokenizedCaptions
 from captioner.training.losses import divergence
+from captioner.training.new_words import fit_new_words
 from captioner.training.optimizers import TrainOptimizer
 from captioner.training.train import train
 from captioner.training.warm_start import first_rows, grow_rows, grow_vocabulary, word_shares
@@ -91,6 +92,42 @@ def test_a_new_word_begins_as_what_the_run_says_in_its_place() -> None:
     np.testing.assert_allclose(shares.sum(1), 1)
     np.testing.assert_allclose(shares[1], [0, 0, 0, 0, *[1 / 4] * 4])  # no caption has it: the mean of all
     assert word_shares(decoder, captions, Features(), special, 0).shape == (0, len(OLD))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_new_words_learn_their_places_first(tied: bool) -> None:
+    words = Vocabulary((*OLD.words, "rex", "unheard"))
+    rex, known = words.ids("rex")[0], len(OLD)
+    people = TokenizedCaptions(pictures(("a rex runs",), ("a dog",)), words, max_words=9)
+    own = TokenizedCaptions(pictures(("a dog runs",), ("a dog",)), words, max_words=9)
+
+    def likely(word: str) -> np.ndarray:
+        """How likely "rex", which may stand for that word, is after "a" of each picture."""
+        shares = np.zeros((2, known), "float32")
+        shares[0, OLD.ids(word)], shares[1, 4:] = 1, 1 / 4
+        decoder = small_decoder(len(words), tied=tied)
+        weights = small_decoder(known, tied=tied).weights_dict()
+        weights["output_kernel"] = weights["output_kernel"] * 30  # an untaught one tells nothing apart
+        decoder.load_weights_dict(grow_rows(weights, shares))
+        before = decoder.weights_dict()
+        two = ((people, Features()), (own, Features()))
+        assert fit_new_words(decoder, shares, *two, seed=0) == 1, "no caption has the other one"
+        after = decoder.weights_dict()
+        rows = {"embedding"} if tied else {"word_kernel"}
+        changed = {name for name, x in before.items() if not np.array_equal(x, after[name])}
+        assert changed == rows | {"word_bias"}
+        moved = after["word_bias"] != before["word_bias"]
+        assert moved.nonzero()[0].tolist() == [rex]
+        memory = decoder.project_memory(Features().read(people.ids))
+        step, state = decoder.make_step_fn(memory), decoder.initial_state(memory)
+        for word_in in (2, OLD.ids("a")[0]):
+            logits, state, _ = step(tf.constant([word_in] * 2), state)
+        found: np.ndarray = tf.nn.softmax(logits).numpy()[:, rex]
+        return found
+
+    right, doubted = likely("dog"), likely("cat")
+    assert right[0] > 2 * right[1]
+    assert doubted[0] < right[0]  # what the start wrote in its place, "dog", is held against it
 
 
 def test_divergence_is_nothing_where_nothing_has_moved() -> None:
