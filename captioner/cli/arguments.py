@@ -22,7 +22,7 @@ def whole(least: int) -> Callable[[str], int]:
 
 
 def decoding_arguments(add: Any, names: Sequence[str]) -> None:
-    """Flags for options of `decoding_options`: the same limits, the same words."""
+    """Adds a flag for each of these options of `decoding_options`, with its limits and its help."""
     options, defaults = decoding_options(), CaptionOptions()
     for name in names:
         bounds, default = options[name], getattr(defaults, name)
@@ -83,7 +83,7 @@ def limit_arguments(add: Any) -> None:
 
 
 def apply_limits(arguments: argparse.Namespace) -> None:
-    """Sets what `limit_arguments` were given for all pictures that this process reads."""
+    """Applies --max-mib and --max-megapixels to all pictures that this process reads."""
     from captioner.data.images import Limits, set_default_limits
 
     usual = Limits()

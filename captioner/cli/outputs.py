@@ -57,7 +57,7 @@ def check_files(
         ours: tells from both ends of a file's content whether captioner wrote it; default: by our marks.
 
     Raises:
-        ConfigError: one is another's file or a folder, or cannot be where it is to be.
+        ConfigError: a file is not captioner's, is a folder, or cannot be made there.
     """
     for path in map(Path, files):
         if os.path.isdir(path):
@@ -117,7 +117,7 @@ def _kind(content: bytes) -> str:
 
 
 def _check_folder(path: Path, option: str) -> None:
-    """That a file can be made there: found out before hours are spent on its content."""
+    """Raises ConfigError unless a file can be made there: better now than after hours of computing."""
     folder = path.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent

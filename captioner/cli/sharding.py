@@ -27,7 +27,7 @@ def add_arguments(add: Any) -> None:
 
 @contextmanager
 def staging(arguments: Namespace) -> Iterator[None]:
-    """Within, URLs of object stores among the arguments are local folders."""
+    """Context in which arguments that are URLs of object stores are replaced by local folders."""
     from captioner.system.files import is_url
 
     names = ("data", "root", "run", "cache", "out")

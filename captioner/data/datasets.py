@@ -368,7 +368,7 @@ class DataSet:
 
     @cached_property
     def _journals(self) -> Callable[[str, str], list[dict[str, frozenset[str]]]]:
-        """What captioner wrote in the folder of pictures, and in that of a name below the captions files."""
+        """What captioner wrote, by the journals in a folder of pictures and below the captions files."""
         read = cache(lambda folder: written_in(Path(folder)))
 
         @cache

@@ -62,7 +62,7 @@ def _mean_length(path: Path) -> int:
 
 
 def _chosen(found: list[Path]) -> list[CaptionsFile]:
-    """The first of several files, which knows the others."""
+    """The first of several files; it names the others as passed over."""
     return [CaptionsFile(path, beside=tuple(other.name for other in found[1:])) for path in found[:1]]
 
 
@@ -333,7 +333,7 @@ def _left_open(text: str, delimiter: str) -> bool:
 
 
 def _name_in(line: str, delimiter: str, name: int) -> str:
-    """What stands where the picture's name should be, without folders."""
+    """The field of a line in which the picture's name should stand, without folders."""
     fields = [*line.split(delimiter), *[""] * name]
     return re.split(r"[/\\]", fields[name].strip().strip('"'))[-1]
 

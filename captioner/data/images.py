@@ -1,4 +1,4 @@
-"""The one door through which pixels enter: any picture in, (height, width, 3) uint8 RGB out; writes no file.
+"""The only way in for pixels: any picture in, (height, width, 3) uint8 RGB out; writes no file.
 
 Content decides what a file is, never its name. Formats are an allow-list; the size in bytes is checked
 before reading and the size in pixels before decoding, as Pillow's security handbook advises; a JPEG that is

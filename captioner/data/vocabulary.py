@@ -1,4 +1,4 @@
-"""Text to words to ids and back: the one text door of training, decoding and scoring.
+"""Text to words to ids and back, for training, decoding and scoring alike.
 
 In: captions in any language. Out: word ids. Reads and writes one file, `vocabulary.txt`: one word a line,
 the line number (from 0) is the id, the first four lines are `<pad> <unk> <start> <end>`. Where captions carry

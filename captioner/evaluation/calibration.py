@@ -29,7 +29,7 @@ RIGHT = 50.0  # CIDEr-D that counts as right where a picture has one reference o
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was found; AUC: how often the one of a pair that should have more has more, 0.5 by chance."""
+    """What `calibrate` measured. AUC: in how many pairs the one that should be above is; 0.5 by chance."""
 
     familiarity: Familiarity
     right: dict[str, float]  # by language: share of the dev captions that are right
@@ -46,7 +46,9 @@ def calibrate(
     against: str | Path | None = None,
     quiet: bool = False,
 ) -> Calibration:
-    """Measures how like each other training pictures are, how right captions of each score; writes it down.
+    """Measures which pictures are like those of the training, and how often captions of a score are right.
+
+    Writes both into the run, as `familiarity.json`.
 
     Args:
         run: run folder.

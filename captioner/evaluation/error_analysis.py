@@ -133,7 +133,7 @@ def _agreed(texts: Sequence[frozenset[str]]) -> frozenset[str]:
 def _confusions(
     invented: dict[str, list[int]], missed: dict[str, list[int]], confused: dict[tuple[str, str], list[int]]
 ) -> list[Confusion]:
-    """Of what stands where an invented word does, the one that is missed there more than elsewhere."""
+    """For each invented word the word of people that stands in its place more often than elsewhere."""
     best: dict[str, tuple[float, str]] = {}
     for (hypothesis, reference), places in confused.items():
         share = len(places) / len(invented[hypothesis])
@@ -150,12 +150,12 @@ def _confusions(
 def _stands_for(
     hypothesis: str, caption: Sequence[str], reference: str, texts: Sequence[Sequence[str]]
 ) -> bool:
-    """Whether a text has `reference` where the caption has `hypothesis`: beside the same word, same side."""
-    own = _neighbours(hypothesis, caption)
-    return any(own & _neighbours(reference, words) for words in texts if reference in words)
+    """Whether `reference` has a neighbor in a text that `hypothesis` has in the caption, on the same side."""
+    own = _neighbors(hypothesis, caption)
+    return any(own & _neighbors(reference, words) for words in texts if reference in words)
 
 
-def _neighbours(word: str, words: Sequence[str]) -> set[tuple[int, str]]:
+def _neighbors(word: str, words: Sequence[str]) -> set[tuple[int, str]]:
     """The words before (-1) and after (1) a word; none at the ends."""
     pairs = list(pairwise(words))
     return {(-1, left) for left, right in pairs if right == word} | {

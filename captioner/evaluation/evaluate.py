@@ -134,7 +134,7 @@ class _Source:
 def _languages(
     plan: EvaluationOptions, records: Sequence[CaptionedImage], captioner: Captioner
 ) -> Sequence[str]:
-    """The languages to evaluate one after the other; "" where nobody speaks of languages.
+    """The languages to evaluate one after the other; "" where captions and model name none.
 
     Raises:
         ConfigError: the model does not know the one that was asked for.

@@ -1,6 +1,6 @@
 """Captions and their references in, numbers out; reads and writes no file.
 
-All scores work on the words of `vocabulary.words_of`, the normaliser that training uses, and are percentages.
+All scores work on the words of `vocabulary.words_of`, the normalizer that training uses, and are percentages.
 They agree with the coco-caption toolkit (pycocoevalcap): BLEU takes the closest reference length and one
 brevity penalty for the whole set, ROUGE-L has beta 1.2, CIDEr is CIDEr-D. `protocol` says in words what a
 figure stands on: print it beside the figure.

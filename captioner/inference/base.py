@@ -139,7 +139,7 @@ class BaseCaptioner(ABC):
     def _caption_chunk(
         self, chunk: Sequence[tuple[str, np.ndarray | ImageError]], options: CaptionOptions
     ) -> Iterator[Caption]:
-        """At most one batch of pictures and failures, in order."""
+        """Captions of at most one batch, in order; of pictures that cannot be read, their errors."""
         good = [picture for _, picture in chunk if isinstance(picture, np.ndarray)]
         found = iter(self._search(self._encode_batch(np.stack(good)), options) if good else ())
         for name, picture in chunk:
@@ -149,12 +149,12 @@ class BaseCaptioner(ABC):
                 yield dataclasses.replace(next(found), path=name)
 
     def _preprocess(self, pixels: np.ndarray) -> np.ndarray:
-        """What a thread makes of the pixels (H, W, 3) of one picture; rows of what `_features` takes."""
+        """Runs in a reading thread: from pixels (H, W, 3) to one row of what `_encode_batch` takes."""
         return pixels
 
-    def _encode_batch(self, looks: np.ndarray) -> np.ndarray:
-        """Of (n, …) looks the features (n, P, C)."""
-        return self.encode(looks)
+    def _encode_batch(self, rows: np.ndarray) -> np.ndarray:
+        """Features (n, P, C) from n rows of `_preprocess`, stacked to (n, …)."""
+        return self.encode(rows)
 
     # From features.
 
@@ -194,10 +194,10 @@ class BaseCaptioner(ABC):
         return [self.vocabulary.words[start][1:-1]] if known else [""]
 
     def search_options(self, options: CaptionOptions) -> SearchOptions:
-        """What is asked for as the search wants it, the run's configuration filled in.
+        """The options of one search: what the call asks for, and the run's configuration for the rest.
 
         Raises:
-            ConfigError: it would look at too many words.
+            ConfigError: the search would take too many steps, see `config.check_search`.
         """
         decode = self.decode
         options.check_search(decode)

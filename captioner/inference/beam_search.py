@@ -30,7 +30,7 @@ Step = Callable[[Any, Any], tuple[Any, Any, Any]]
 
 
 class BeamState(NamedTuple):
-    """What goes from word to word."""
+    """The state of a search between two words."""
 
     state: Any  # (N, …)
     words: Any  # (B, K) int32, written last; -1 once the hypothesis has ended

@@ -1,4 +1,4 @@
-"""One door for the command line, the web page and notebooks: pictures in, captions out.
+"""The captioner that runs on TensorFlow: for the command line, the server and notebooks.
 
 In: a run folder, and pictures as `images.read_image` takes them, or the features of pictures. Out: a
 `Caption` each, in the order given; a picture that cannot be used becomes a `Caption` with an `error` and

@@ -37,7 +37,7 @@ FORMAT = 2
 
 
 class NotExported(RunError):
-    """A run that cannot be captioned with without TensorFlow; says why."""
+    """The run has no compiled form that can be used; the message says why."""
 
 
 class LiteRTEncoder:
@@ -121,8 +121,8 @@ class CompiledCaptioner(BaseCaptioner):
     def _preprocess(self, pixels: np.ndarray) -> np.ndarray:
         return self.encoder.encode(pixels)
 
-    def _encode_batch(self, looks: np.ndarray) -> np.ndarray:
-        return looks
+    def _encode_batch(self, rows: np.ndarray) -> np.ndarray:
+        return rows
 
     def _decode(self, features: np.ndarray, options: CaptionOptions) -> Hypotheses:
         if options.drawn:

@@ -126,7 +126,7 @@ def _pooled(features: np.ndarray) -> np.ndarray:
 
 
 def _weights_of(folder: Path) -> Any:
-    """What tells the best weights from others, as their manifest has it; they are not read."""
+    """The digests of the best weights, from their manifest alone; None where there are none."""
     try:
         return read_manifest(folder / BEST / INFO)["weights"]
     except (RunError, KeyError):

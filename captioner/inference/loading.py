@@ -1,7 +1,6 @@
-"""A run's captioner, and TensorFlow.
+"""Chooses what captions: the compiled form of a run, or TensorFlow, which is loaded only then.
 
-In: a run folder and what is asked of it. Out: the captioner that can do it; TensorFlow imported, but for what
-its C++ libraries say.
+In: a run folder and the options of the captions. Out: a captioner that knows these options.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ def load_captioner(folder: Path, options: Mapping[str, Any], *, quiet: bool = Fa
 
 
 def load_tensorflow() -> None:
-    """Imports TensorFlow without what its C++ libraries say of themselves; it is shown if that fails."""
+    """Imports TensorFlow and holds back what its C++ libraries print, unless the import fails."""
     if "tensorflow" in sys.modules:
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "0" if console.verbose() else "3")

@@ -136,7 +136,7 @@ def _memory_gib() -> float:
 
 @contextmanager
 def memory_advice(remedy: str) -> Iterator[None]:
-    """Within, memory that runs out is said in words, with the setting to lower.
+    """Context in which running out of memory is an error that names the setting to lower.
 
     Raises:
         CaptionerError: in place of TensorFlow's error.

@@ -63,7 +63,7 @@ class CaptionReward:
     def draw_languages(
         self, pictures: Sequence[int], wanted: Sequence[str], *, seed: Sequence[int]
     ) -> list[str]:
-        """A language for each picture, of those that it has captions in; "" where nobody speaks of languages.
+        """A language for each picture, of those that it has captions in; "" where captions name none.
 
         Args:
             pictures: (B,) places in the references.

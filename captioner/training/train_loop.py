@@ -250,7 +250,7 @@ class PhaseTrainer:
         return {**means, **self.dev.scores()}
 
     def _selected(self, entry: Mapping[str, Any]) -> float:
-        """What the best epoch has most of."""
+        """The score by which the best epoch is chosen; higher is better."""
         select = self.run.config.train.select
         return float(-entry["dev_loss"] if select == "loss" else entry[select])
 

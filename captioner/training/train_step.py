@@ -312,7 +312,7 @@ def encoder_variables(phase: PhaseConfig, encoder: Encoder) -> list[Any]:
 
 
 def spoiled(sums: tuple[Tensor, ...], witness: Tensor) -> tuple[Tensor, ...]:
-    """The figures of a step; no numbers where `witness`, such as the gradient's norm, is none or infinite."""
+    """The figures of a step; NaN where `witness`, such as the gradient's norm, is not finite."""
     return tuple(x + 0.0 * witness for x in sums)  # 0 times infinity is no number
 
 

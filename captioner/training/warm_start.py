@@ -59,7 +59,7 @@ class WarmStart(NamedTuple):
 def grown_start(
     run: Run, vocabulary: Vocabulary, shown: tuple[TokenizedCaptions, FeatureSource] | None
 ) -> WarmStart:
-    """What a run hands on to a training.
+    """The weights and the vocabulary's growth with which a training goes on from a run.
 
     Args:
         run: to begin with.

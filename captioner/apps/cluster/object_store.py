@@ -39,7 +39,7 @@ READ, WRITTEN = ("data", "root"), ("run", "cache", "out")
 
 @contextmanager
 def staged(arguments: Namespace) -> Iterator[None]:
-    """Within, the URLs among a command's arguments are local folders; at its end, they are up to date.
+    """Context in which the URLs among a command's arguments are local folders; uploads them at its end.
 
     Raises:
         CaptionerError: a store that cannot be reached, or has nothing there.
@@ -146,7 +146,7 @@ class Mirror:
 
     @contextmanager
     def uploading(self) -> Iterator[None]:
-        """Within, what changes here is uploaded every now and then; and once more at the end."""
+        """Context in which what changes here is uploaded now and then, and once more at its end."""
         self._here = set(self._files())
         ended = threading.Event()
 

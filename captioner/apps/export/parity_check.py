@@ -98,7 +98,7 @@ def variants_of(name: str, captioner: Any, tolerance: float) -> Variants:
 
 
 def answers_of(captioner: Any, language: str = "") -> Callable[[Sequence[Path]], list[Answer]]:
-    """How a `BaseCaptioner` answers in a language; of pictures that cannot be read: nothing."""
+    """The answers of a `BaseCaptioner` in a language; pictures that cannot be read are left out."""
 
     def answers(pictures: Sequence[Path]) -> list[Answer]:
         found = captioner.caption(pictures, language=language or None)

@@ -150,7 +150,7 @@ class Service:
 
     @property
     def waiting(self) -> int:
-        """Pictures that are being decoded, wait, or are being captioned."""
+        """Number of pictures that are being decoded or captioned, or wait for it."""
         return self._pending
 
     def submit(

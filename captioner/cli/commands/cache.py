@@ -114,7 +114,7 @@ def _users(places: Iterable[str]) -> dict[str, str]:
 
 
 def _not_needed(cache: CacheSummary, user: str, unused_days: int | None) -> str:
-    """Why nothing needs a cache; empty: something may."""
+    """Why a cache can be removed; empty where something may still need it."""
     from captioner.data.feature_cache import FORMAT
 
     if not cache.identity:

@@ -155,7 +155,7 @@ def _caption_options(arguments: Namespace) -> dict[str, Any]:
 def _captions_of(
     run: Path, options: dict[str, Any], arguments: Namespace
 ) -> Callable[[Iterable[Path]], Iterator[Any]]:
-    """What captions: a model in this process, or an engine."""
+    """The function that captions paths: a model in this process, or an engine on other machines."""
     from captioner.inference.loading import load_captioner
 
     if arguments.engine:

@@ -67,7 +67,7 @@ def run(arguments: Namespace) -> int:
 
 
 def answer(parser: ArgumentParser) -> None:
-    """Says what could be typed next, as the shell asks in its environment, and ends the process."""
+    """Prints the completions that the shell asks for in its environment, and ends the process."""
     import argcomplete
 
     rows = [parser, *(row for action in parser._actions for row in _rows(action))]
