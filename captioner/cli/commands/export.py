@@ -51,7 +51,7 @@ def run(arguments: Namespace) -> int:
         quiet=arguments.quiet,
     )
     made = export_run(arguments.run, plan)
-    print(f"{made.folder}: {made.bytes / 1e6:.1f} MB")
+    print(f"{made.folder}: {made.bytes / 1e6:.3g} MB")
     for check in made.checks:
         print(
             f"  {check.variant}: {check.same_text} of {check.pictures} captions are the run's own, "
