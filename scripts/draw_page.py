@@ -3,9 +3,9 @@
 
     python scripts/draw_page.py
 
-Serves the model that comes along, gives the page docs/photos/camera.jpg, touches the word before the last and
-takes a screenshot. Needs `captioner[serve]`, `pip install playwright` and a Chromium ($CAPTIONER_CHROMIUM, else
-on the PATH).
+Serves the model that comes along, gives the page docs/photos/camera.jpg, touches the last word but one and
+takes a screenshot. Needs `captioner[serve]`, `pip install playwright` and a Chromium, the one named in
+$CAPTIONER_CHROMIUM or on the PATH.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE, PHOTO = ROOT / "docs" / "serve.png", ROOT / "docs" / "photos" / "camera.jpg"
-WIDTH, COLORS, SECONDS = 960, 128, 300
+WIDTH, COLORS, SECONDS = 960, 256, 300
 
 
 def main() -> int:
@@ -53,7 +53,8 @@ def main() -> int:
                 browser.close()
         finally:
             server.terminate()
-    Image.open(io.BytesIO(content)).convert("RGB").quantize(COLORS).save(PICTURE, optimize=True)
+    shown = Image.open(io.BytesIO(content)).convert("RGB")
+    shown.quantize(COLORS, method=Image.Quantize.FASTOCTREE).save(PICTURE, optimize=True)
     print(f"{PICTURE.relative_to(ROOT)}: {PICTURE.stat().st_size / 1000:.0f} kB")
     return 0
 

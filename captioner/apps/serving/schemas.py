@@ -176,7 +176,7 @@ class RunAnswer(BaseModel):
     encoder: str | None = None
     words: int | None = Field(None, description="in its vocabulary")
     languages: list[str] | None = Field(None, description="that it writes, the first unless one is asked for")
-    scores: dict[str, float] | None = Field(None, description="on its dev pictures")
+    scores: dict[str, float] | None = Field(None, description="on its dev pictures, of its first language")
     decode: dict[str, Any] = Field(description="how its captions are searched for unless a request says so")
 
 

@@ -23,6 +23,8 @@ from captioner.runs.run_folder import CONFIG, Run
 from captioner.system import console
 from captioner.system.hardware import cores
 
+SCORES = ("bleu4", "cider", "rouge_l")  # of the dev pictures, shown beside a model's name
+
 
 def open_runs(folders: Sequence[str | Path]) -> list[ServedModel]:
     """The models of run folders, and of all finished runs in a folder of runs; none is loaded yet.
@@ -98,13 +100,16 @@ def _served_model(run: Run, name: str) -> ServedModel:
     best = run.best_info()
     if best is None:
         raise RunError(f"{run.folder}: no finished epoch yet; go on with `captioner train … --resume`")
-    encoder = run.encoder_info
+    encoder, languages = run.encoder_info, list(run.vocabulary.languages)
     height, width = encoder["size"]
-    scores = {score: round(best[score], 1) for score in ("bleu4", "cider", "rouge_l") if best.get(score)}
+    # Of the first language, which is written unless another is asked for: a mean compares with nothing.
+    suffix = f"_{languages[0]}" if languages else ""
+    found = {name: best.get(name + suffix) or best.get(name) for name in SCORES}
+    scores = {name: round(score, 1) for name, score in found.items() if score}
     about = {
         "encoder": encoder["name"],
         "words": len(run.vocabulary),
-        "languages": list(run.vocabulary.languages),
+        "languages": languages,
         "scores": scores,
         "bytes": sum(path.stat().st_size for path in (run.folder / "best").iterdir()),
         "modified": (run.folder / "best" / "best.json").stat().st_mtime,

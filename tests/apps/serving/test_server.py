@@ -854,21 +854,23 @@ def test_a_batch_has_one_key_and_an_error_goes_to_all_of_it() -> None:
     assert seen == [("a", [0]), ("a", [1, 3, 4]), ("bad", [2, 5]), ("a", [6])]
 
 
-def make_run(folder: Path, *, finished: bool = True) -> None:
+def make_run(folder: Path, *, finished: bool = True, languages: tuple[str, ...] = ()) -> None:
     """A run folder with weights of nothing."""
     from captioner.config import Config
     from captioner.data.vocabulary import Vocabulary
     from captioner.runs.run_folder import Run
 
     info = {"name": "small_cnn", "size": [64, 64], "grid": [4, 4], "cells": 16, "channels": 8, "digest": "0"}
-    run = Run.create(folder, Config(), Vocabulary.build(["ein Stern", "원"]), info)
+    words = Vocabulary.build(["ein Stern", "원"], languages=languages)
+    run = Run.create(folder, Config(), words, info)
     if finished:
 
         class Nothing:
             def weights_dict(self) -> dict[str, np.ndarray]:
                 return {"w": np.zeros(2, np.float32)}
 
-        run.save_best(Nothing(), Nothing(), {"epoch": 1, "cider": 42.04})
+        by_language = {f"cider_{language}": 30.0 + len(language) for language in languages}
+        run.save_best(Nothing(), Nothing(), {"epoch": 1, "cider": 42.04, **by_language})
 
 
 def test_runs_are_found_by_folder_and_by_folder_of_runs(tmp_path: Path, capsys: Any) -> None:
@@ -883,6 +885,8 @@ def test_runs_are_found_by_folder_and_by_folder_of_runs(tmp_path: Path, capsys: 
     assert "young: left out" in capsys.readouterr().err
     assert found[0].size == (64, 64)
     assert found[0].about["scores"] == {"cider": 42.0}
+    make_run(tmp_path / "several", languages=("de", "zh-tw"))
+    assert open_runs([tmp_path / "several"])[0].about["scores"] == {"cider": 32.0}  # of the first, no mean
     with pytest.raises(RunError, match="no finished epoch yet"):
         open_runs([tmp_path / "runs" / "young"])
     with pytest.raises(RunError, match="no such folder"):
