@@ -17,28 +17,14 @@ from captioner.models.backbones import Preprocess
 from captioner.models.layers.depthwise_conv import DepthwiseConv2D
 
 
-def fold_batch_norm(model: Any) -> Any:
-    """The same function with fewer layers: batch normalizations go into the convolutions before them.
-
-    With kernel k, bias b and the normalization's gamma, beta, mean m, variance v, epsilon e (Ioffe, Szegedy
-    2015, algorithm 2): s = gamma / sqrt(v + e), k' = k * s, b' = beta + (b - m) * s. Folded are those that
-    normalize the channels of a Conv2D, DepthwiseConv2D or SeparableConv2D without activation, whose output
-    nobody else uses. Equal in inference mode only. Computed in float64: the same result on every machine.
-
-    Returns:
-        A new model, or `model` itself when there is nothing to fold.
-    """
-    folded = foldable(model)
-    return rewrite(model, folded=folded) if folded else model
-
-
 def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | None = None) -> Any:
     """A copy of a functional model with lasting layer names, and depthwise convolutions that train fast.
 
     Args:
         model: one input, one output; its layers and arrays are copied.
         preprocessing: of an `EncoderSpec`, put in front; empty: nothing.
-        folded: from `foldable`; these normalizations go into their convolutions.
+        folded: from `foldable`: these normalizations go into the convolutions before them. The function stays
+            the same in inference mode.
     """
     folded = folded or {}
     skipped = {normalization.name for normalization in folded.values()}
@@ -75,7 +61,11 @@ def rewrite(model: Any, *, preprocessing: str = "", folded: Mapping[str, Any] | 
 
 
 def foldable(model: Any) -> dict[str, Any]:
-    """Name of a convolution -> the batch normalization that can be multiplied into it."""
+    """Name of a convolution -> the batch normalization that can be multiplied into it.
+
+    These normalize the channels of a Conv2D, DepthwiseConv2D or SeparableConv2D without activation, whose
+    output nothing else uses.
+    """
     users: dict[str, list[Any]] = {}
     for operation in model.operations:
         for node in operation._inbound_nodes:
@@ -103,7 +93,12 @@ def _folds(layer: Any, users: list[Any]) -> bool:
 
 
 def _folded_weights(layer: Any, normalization: Any) -> list[np.ndarray]:
-    """The convolution's arrays with the normalization multiplied in, bias last: for `set_weights`."""
+    """The convolution's arrays with the normalization multiplied in, bias last: for `set_weights`.
+
+    With kernel k, bias b and the normalization's gamma, beta, mean m, variance v, epsilon e (Ioffe, Szegedy
+    2015, algorithm 2): s = gamma / sqrt(v + e), k' = k * s, b' = beta + (b - m) * s; in float64, which gives
+    the same result on every machine.
+    """
     mean = np.asarray(normalization.moving_mean, np.float64)
     scale = 1 / np.sqrt(np.asarray(normalization.moving_variance, np.float64) + normalization.epsilon)
     if normalization.scale:

@@ -10,7 +10,8 @@ from captioner.config import DecoderConfig
 from captioner.errors import RunError
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.layers.dropout import BatchDropout
-from captioner.models.layers.packed_forward import packed_forward, unpack_logits
+from captioner.models.layers.packed_captions import PackedBatch
+from captioner.models.layers.packed_forward import packed_forward
 
 KINDS = {
     "dot": {"attention": "dot"},
@@ -42,6 +43,14 @@ def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     words_in, words_out = (rng.integers(2, V, (B, R, T)) * real for _ in range(2))
     grids = rng.normal(size=(B, P, C)).astype("float32")
     return grids, words_in.astype("int32"), words_out.astype("int32"), real.astype("float32")
+
+
+def unpack_logits(packed: PackedBatch, shape: tuple[int, ...]) -> tf.Tensor:
+    """The logits (B, R, T, V) of a packed batch, zero where there is no word."""
+    logits = tf.where(packed.weights[:, None] != 0, packed.logits, 0)
+    where = tf.reverse(packed.rows, [1])  # (S, 2): caption, word
+    dense_logits = tf.scatter_nd(where, logits, [shape[0] * shape[1], shape[2], V])
+    return tf.reshape(dense_logits, [*shape, V])
 
 
 def fast(decoder: CaptionDecoder, grids: tf.Tensor, words_in: np.ndarray, real: np.ndarray) -> tf.Tensor:

@@ -83,13 +83,3 @@ def packed_forward(
     return PackedBatch(
         append_bias_columns(outputs), matrix, tied, targets, kept, rows, mean_attention, positions
     )
-
-
-def unpack_logits(packed: PackedBatch, shape: tuple[Any, Any, Any]) -> Tensor:
-    """The logits (B, R, T, V) of a packed batch, zero where there is no word; shape is (B, R, T)."""
-    B, R, T = shape
-    where = tf.reverse(packed.rows, [1])  # (S, 2): caption, word
-    logits = packed.logits
-    logits = tf.where(packed.weights[:, None] != 0, logits, 0)
-    dense_logits = tf.scatter_nd(where, logits, [B * R, T, logits.shape[-1]])
-    return tf.reshape(dense_logits, [B, R, T, logits.shape[-1]])
