@@ -155,7 +155,7 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> str:
     ("typed", "offered"),
     [
         ("cap", ["caption"]),
-        ("train fl", ["flickr8k", "flickr8k-frozen"]),
+        ("train fl", ["flickr30k", "flickr8k", "flickr8k-frozen"]),
         ("evaluate --rep", ["--report"]),
         ("caption --write ", ["txt", "json", "csv", "xmp"]),
         ("completion ", list(SHELLS)),
