@@ -86,6 +86,20 @@ def test_one_language_may_pick_the_best_epoch(
     assert "train.select = cider_de: the dev captions are in en; expected one of" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_one_recipe_trains_all_phases_in_all_languages(data: list[str], tmp_path: Path) -> None:
+    """`multilingual` as it is, with networks that a test can train."""
+    small = ["encoder.name=small_cnn", "encoder.weights=none", "encoder.size=32", "decoder.units=16"]
+    small += ["decoder.embedding=8", "data.min_count=1", "phases.finetune.encoder_from=''"]
+    small += [f"phases.{name}.epochs=1" for name in ("decoder", "finetune", "reward")]
+    command = ["train", "multilingual", "--run", str(tmp_path / "run"), "--quiet"]
+    command += [word for one in data for word in ("--data", one)]
+    assert main([*command, *(word for one in small for word in ("--set", one))]) == 0
+    history = Run.open(tmp_path / "run").history()
+    assert [entry["phase"] for entry in history] == ["decoder", "finetune", "reward", "polish"]
+    assert all({"cider_en", "cider_de"} <= entry.keys() for entry in history)
+
+
 def test_the_command_writes_one_language_or_all(
     run: Path, scenes_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
