@@ -20,6 +20,7 @@ FEW = 20  # corrections: below, little can be expected
 KEPT_SHARE = 0.1  # of the pictures, to judge by
 KEPT_LEAST, KEPT_MOST = 4, 200
 FOREIGN_WORDS = 4  # a caption of fewer words is not told to be in another language
+OTHER_WORDING = 0.5  # share of the words of all captions that a run knows: below, another language is learned
 FOREIGN_SHARE = 0.35  # of a caption's words known from elsewhere: less is another language
 
 

@@ -3,7 +3,8 @@
 In: a decoder that has rows for them, captions of people and of the start itself. Out: the same decoder, whose
 new rows of the output matrix tell the places of new words from all others; everything else stays. These rows
 are a regression on the outputs of a network that stands still: seconds of work. Without it a new word, which
-begins as a mixture of the words in whose place it stands, hardly ever outdoes the likeliest of them.
+begins as a mixture of the words in whose place it stands, hardly ever outdoes the likeliest of them. Where
+nearly all words are new, since captions are in another language, it is the old ones that have to give way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from captioner.data.vocabulary import END
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
@@ -23,6 +25,7 @@ STEPS, POSITIONS = 200, 2048  # steps, and positions looked at in each
 RATE = 0.02  # of Adam, falling to nothing
 HELD = 3e-3  # weight of the squared distance of a row from its beginning
 CLAIMED = 0.05  # share in a new word from which on the start may have written an old one in its place
+UNUSED = 5.0  # nats by which words fall behind that another language has no use for
 MOST_PICTURES = 1000  # looked at; what the captions of others have is learned by training alone
 
 
@@ -79,6 +82,28 @@ def fit_new_words(
     rows = matrix[:, :-1] if tied else matrix[:, :-1].T
     decoder.load_weights_dict({**weights, name: rows, "word_bias": matrix[:, -1]})
     return int(met.sum())
+
+
+def sink_unused_words(decoder: CaptionDecoder, known: int, captions: TokenizedCaptions) -> int:
+    """Makes the start's words unlikely that no caption has: where another language is learned.
+
+    Otherwise they stay what is likeliest after each word that is not yet known well, and sentences fall back
+    into the start's language.
+
+    Args:
+        decoder: with that many known words and new ones behind them; its biases are changed.
+        known: V.
+        captions: of people.
+
+    Returns:
+        how many words that were.
+    """
+    used = np.concatenate([caption for each in captions.captions for caption in each])
+    unused = ~np.isin(np.arange(known), [*used, *range(END + 1)])
+    bias = decoder.word_bias.numpy()
+    bias[:known][unused] -= UNUSED
+    decoder.word_bias.assign(bias)
+    return int(unused.sum())
 
 
 def _positions(

@@ -21,6 +21,7 @@ from typing import Any, TypedDict, cast
 import numpy as np
 
 from captioner.config import Config, PhaseConfig, language_of
+from captioner.data.corrections import OTHER_WORDING, known_share
 from captioner.data.data_folders import DataFolder, load_folders
 from captioner.data.datasets import CaptionedImage, Split, languages_of
 from captioner.data.feature_cache import FeatureStore
@@ -48,7 +49,7 @@ from captioner.training.input_pipeline import (
 )
 from captioner.training.losses import OBJECTIVES, load_loss
 from captioner.training.micro_batches import use_cores_side_by_side
-from captioner.training.new_words import fit_new_words
+from captioner.training.new_words import fit_new_words, sink_unused_words
 from captioner.training.optimizers import TrainOptimizer, load_optimizer
 from captioner.training.rewards import CaptionReward
 from captioner.training.signals import Interrupted, StopRequest, noting
@@ -280,18 +281,25 @@ class Training:
             loop.latest.save()
 
     def _fit_new_words(self, loop: PhaseTrainer) -> None:
-        """Lets the first phase begin with rows of new words that know their places."""
+        """Lets the first phase begin with words that know their places."""
         source, updater = loop.batches.source, loop.steps.updater
         if not len(self.start.shares) or not isinstance(source, FeatureStore):
             return
-        own = None
-        if isinstance(loop.steps, AdaptStep):
-            own = (loop.steps.captions.captions, loop.steps.captions.source)
-        people = (loop.batches.table, source)
-        fitted = fit_new_words(self.decoder, self.start.shares, people, own, seed=self.config.seed)
+        table, known = loop.batches.table, self.start.shares.shape[1]
+        said = [caption for record in self.records["train"] for caption in record.captions]
+        if known_share(said, Vocabulary(self.run.vocabulary.words[:known])) < OTHER_WORDING:
+            sunk = sink_unused_words(self.decoder, known, table)
+            console.info(f"another language: {sunk} words of the start fall behind", quiet=self.quiet)
+        else:
+            own = None
+            if isinstance(loop.steps, AdaptStep):
+                own = (loop.steps.captions.captions, loop.steps.captions.source)
+            fitted = fit_new_words(
+                self.decoder, self.start.shares, (table, source), own, seed=self.config.seed
+            )
+            console.info(f"new words whose places are learned first: {fitted}", quiet=self.quiet)
         for average, variable in zip(updater.averages, updater.variables_trained, strict=False):
             average.assign(variable)
-        console.info(f"new words whose places are learned first: {fitted}", quiet=self.quiet)
 
     def _loop(self, number: int, name: str) -> PhaseTrainer:
         """Batches, optimizer, step and checkpoints of a phase, at its beginning."""

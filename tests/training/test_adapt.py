@@ -20,7 +20,7 @@ from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.adapt import AdaptStep, StartCaptions, most_alike
 from captioner.training.input_pipeline import TokenizedCaptions
 from captioner.training.losses import divergence
-from captioner.training.new_words import fit_new_words
+from captioner.training.new_words import UNUSED, fit_new_words, sink_unused_words
 from captioner.training.optimizers import TrainOptimizer
 from captioner.training.train import train
 from captioner.training.warm_start import first_rows, grow_rows, grow_vocabulary, word_shares
@@ -128,6 +128,17 @@ def test_new_words_learn_their_places_first(tied: bool) -> None:
     right, doubted = likely("dog"), likely("cat")
     assert right[0] > 2 * right[1]
     assert doubted[0] < right[0]  # what the start wrote in its place, "dog", is held against it
+
+
+def test_words_that_another_language_does_not_use_fall_behind() -> None:
+    german = Vocabulary((*OLD.words, "ein", "hund"))
+    decoder = small_decoder(len(german))
+    before = decoder.word_bias.numpy()
+    captions = TokenizedCaptions(pictures(("ein hund a",)), german, max_words=9)
+    assert sink_unused_words(decoder, len(OLD), captions) == 3
+    lost = before - decoder.word_bias.numpy()
+    words = [german.words[number] for number in lost.nonzero()[0]]
+    assert sorted(words) == ["cat", "dog", "runs"] and set(lost[lost > 0]) == {UNUSED}
 
 
 def test_divergence_is_nothing_where_nothing_has_moved() -> None:

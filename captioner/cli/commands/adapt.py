@@ -37,8 +37,10 @@ LABELS = {"cider": "CIDEr", "bleu4": "BLEU-4", "rouge_l": "ROUGE-L", "dev_loss":
 EPOCHS, PICTURES = 8, 160  # so many epochs for so many pictures; fewer are seen more often, more less often
 EPOCHS_LEAST, EPOCHS_MOST = 4, 12  # of a wording that the run knows; more only learns these pictures by heart
 SMALL = 64  # pictures: fewer are learned from in batches of half the size, which are more steps
-OTHER_WORDING = 0.5  # share of words that the run knows: below, it is another language that is learned
-OTHER_RATE, OTHER_EPOCHS = 1e-3, 12  # learning rate and epochs then: there is little to be kept
+OTHER_RATE, OTHER_EPOCHS = (
+    1e-3,
+    12,
+)  # learning rate and epochs of another language: there is little to be kept
 CIDER_FROM = 100  # pictures kept aside: with fewer CIDEr is mostly chance, and the loss chooses the epoch
 
 
@@ -133,7 +135,7 @@ def _config(arguments: Namespace, start: Path, suited: Iterable[str] = ()) -> An
 
 def _suited(splits: Mapping[str, Any], vocabulary: Any) -> Iterator[str]:
     """Settings for so many corrections, in such words; measured, see docs/tasks.md."""
-    from captioner.data.corrections import known_share
+    from captioner.data.corrections import OTHER_WORDING, known_share
 
     pictures = len(splits["train"].records)
     if len(splits["dev"].records) < CIDER_FROM:
