@@ -124,6 +124,10 @@ BOTH = {
     "encoder_learning_rate": 0.001,
     "warmup_steps": 0,
 }
+TWO_PHASES = {
+    "frozen": {"epochs": 2, "pictures_per_batch": 8, "captions_per_picture": 2, "ema_decay": 0.9},
+    "both": BOTH,
+}
 REWARD = {"objective": "reward", "epochs": 1, "pictures_per_batch": 16, "samples": 2}
 
 
@@ -151,6 +155,25 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_recipe: Path, scenes
 
     folder = tmp_path_factory.mktemp("tiny") / "run"
     assert main(["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_phases(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe without reward, whose graphs take longest to compile."""
+    path = tmp_path_factory.mktemp("recipes") / "two.toml"
+    path.write_text(recipe_of(TWO_PHASES), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def two_phase_run(tmp_path_factory: pytest.TempPathFactory, two_phases: Path, scenes_folder: Path) -> Path:
+    """The finished run of that recipe, never interrupted; do not write into it."""
+    from captioner.cli.main import main
+
+    folder = tmp_path_factory.mktemp("two") / "run"
+    command = ["train", str(two_phases), "--data", str(scenes_folder), "--run", str(folder), "--quiet"]
+    assert main(command) == 0
     return folder
 
 

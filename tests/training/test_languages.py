@@ -17,6 +17,7 @@ from captioner.evaluation.evaluate import EvaluationOptions, evaluate
 from captioner.inference.captioner import Captioner
 from captioner.inference.search_options import CaptionOptions
 from captioner.runs.run_folder import Run
+from tests.conftest import FROZEN, REWARD, recipe_of
 
 
 @pytest.fixture(scope="module")
@@ -36,18 +37,15 @@ def data(scenes_folder: Path, german_folder: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_recipe: Path, data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(data: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished training in two languages: cross entropy, then a reward."""
-    folder = tmp_path_factory.mktemp("languages") / "run"
-    command = ["train", str(tiny_recipe), "--run", str(folder), *(w for one in data for w in ("--data", one))]
-    short = [
-        "train.select=cider_de",
-        "phases.frozen.epochs=1",
-        "phases.both.epochs=1",
-        "phases.reward.languages=['de', 'de', 'en']",
-    ]
-    assert main([*command, *(w for one in short for w in ("--set", one))]) == 0
-    return folder
+    folder = tmp_path_factory.mktemp("languages")
+    phases = {"frozen": {**FROZEN, "epochs": 1}, "reward": {**REWARD, "languages": ["de", "de", "en"]}}
+    recipe = folder / "recipe.toml"
+    recipe.write_text(recipe_of(phases), encoding="utf-8")
+    command = ["train", str(recipe), "--run", str(folder / "run"), "--set", "train.select=cider_de"]
+    assert main([*command, *(word for one in data for word in ("--data", one))]) == 0
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import pytest
 
 from captioner.cli.main import main
 from captioner.config import Config, PhaseConfig
+from captioner.runs.run_folder import Run
 from captioner.training.time_budget import within
+from tests.conftest import FROZEN, recipe_of
 
 RECIPE = Config(phases={"decoder": PhaseConfig(epochs=8), "finetune": PhaseConfig(epochs=6)})
 COSTS = {"decoder": 10.0, "finetune": 30.0}  # 260 seconds in all
@@ -36,26 +38,32 @@ def test_all_but_the_epochs_stays_as_it_was() -> None:
     assert within(RECIPE, COSTS, 260) == RECIPE
 
 
+def train_within(minutes: str, recipe: Path, data: Path, run: Path) -> Run:
+    command = ["train", str(recipe), "--data", str(data), "--run", str(run), "--budget", minutes]
+    assert main(command) == 0
+    return Run.open(run)
+
+
 @pytest.mark.parametrize(
-    ("minutes", "phases"), [("600", ["frozen", "both", "reward"]), ("0.001", ["frozen"])]
+    ("recipe", "unhurried"),
+    [("two_phases", "two_phase_run"), pytest.param("tiny_recipe", "tiny_run", marks=pytest.mark.slow)],
 )
 def test_finding_out_what_an_epoch_costs_leaves_no_trace(
-    minutes: str, phases: list[str], tmp_path: Path, tiny_recipe: Path, tiny_run: Path, scenes_folder: Path
+    recipe: str, unhurried: str, tmp_path: Path, scenes_folder: Path, request: pytest.FixtureRequest
 ) -> None:
-    from captioner.runs.run_folder import Run
+    without = Run.open(request.getfixturevalue(unhurried))
+    found = train_within("600", request.getfixturevalue(recipe), scenes_folder, tmp_path / "run")
+    assert found.config == without.config
+    ours, theirs = (opened.load_best()[0].weights_dict() for opened in (found, without))
+    for name, array in ours.items():
+        np.testing.assert_array_equal(array, theirs[name])
 
-    run = str(tmp_path / "run")
-    command = ["train", str(tiny_recipe), "--data", str(scenes_folder), "--run", run, "--budget", minutes]
-    assert main(command) == 0
-    found, unhurried = Run.open(run), Run.open(tiny_run)
-    assert list(found.config.phases) == phases
-    if len(phases) == 1:
-        assert len(found.history()) == 1
-    else:
-        assert found.config == unhurried.config
-        ours, theirs = (opened.load_best()[0].weights_dict() for opened in (found, unhurried))
-        for name, array in ours.items():
-            np.testing.assert_array_equal(array, theirs[name])
+
+def test_where_there_is_no_time_an_epoch_is_left(tmp_path: Path, scenes_folder: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe_of({"one": FROZEN, "two": FROZEN}), encoding="utf-8")
+    found = train_within("0.001", recipe, scenes_folder, tmp_path / "run")
+    assert list(found.config.phases) == ["one"] and len(found.history()) == 1
 
 
 @pytest.mark.parametrize("minutes", ["0", "-3", "soon", "nan"])

@@ -29,7 +29,7 @@ from captioner.runs.weights import read_best
 from captioner.training.checkpoints import CheckpointManager
 from captioner.training.train import train
 from captioner.training.train_step import TrainStep
-from tests.conftest import BOTH, FROZEN, REWARD, TINY_NETWORKS, recipe_of
+from tests.conftest import FROZEN, REWARD, TINY_NETWORKS, TWO_PHASES, recipe_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -299,25 +299,6 @@ def test_tensorboard_gets_the_figures_of_each_epoch(tmp_path):
 
 # Stopped and gone on with.
 
-RESUMABLE = {
-    "frozen": {"epochs": 2, "pictures_per_batch": 8, "captions_per_picture": 2, "ema_decay": 0.9},
-    "both": BOTH,
-}
-
-
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("resumable") / "recipe.toml"
-    path.write_text(recipe_of(RESUMABLE), encoding="utf-8")
-    return path
-
-
-@pytest.fixture(scope="module")
-def unbroken(recipe: Path, scenes_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("unbroken") / "run"
-    assert main(command(recipe, scenes_folder, folder)) == 0
-    return folder
-
 
 class Killed(BaseException):
     """Stands for a process that ends where it is."""
@@ -343,25 +324,25 @@ def die() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_lets_the_step_finish_and_saves(
-    number, recipe, unbroken, scenes_folder, tmp_path, monkeypatch, capsys
+    number, two_phases, two_phase_run, scenes_folder, tmp_path, monkeypatch, capsys
 ):
     folder = tmp_path / "run"
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patch:
         patch.setattr(TrainStep, "train", at_call(3, TrainStep.train, lambda: os.kill(os.getpid(), number)))
-        assert main(command(recipe, scenes_folder, folder)) == 128 + number
+        assert main(command(two_phases, scenes_folder, folder)) == 128 + number
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     said = capsys.readouterr().err
     assert "go on with the same command and --resume" in said and "error" not in said
     values = latest_values(folder)
     assert [int(values[f"state/{name}/.ATTRIBUTES/VARIABLE_VALUE"]) for name in ("epoch", "step")] == [0, 3]
     if number == signal.SIGTERM:  # after a Ctrl-C, in the test of the frozen encoder below
-        assert main(command(recipe, scenes_folder, folder, "--resume")) == 0
-        assert_same_training(folder, unbroken)
+        assert main(command(two_phases, scenes_folder, folder, "--resume")) == 0
+        assert_same_training(folder, two_phase_run)
 
 
 def test_whatever_moment_it_dies_at_it_ends_with_the_weights_of_the_unbroken_run(
-    recipe, unbroken, scenes_folder, tmp_path, monkeypatch
+    two_phases, two_phase_run, scenes_folder, tmp_path, monkeypatch
 ):
     folder = tmp_path / "run"
     often = ["--set", "train.save_minutes=0"]
@@ -375,9 +356,9 @@ def test_whatever_moment_it_dies_at_it_ends_with_the_weights_of_the_unbroken_run
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, at_call(call, getattr(owner, name), die))
             with pytest.raises(Killed):
-                main(command(recipe, scenes_folder, folder, *often, *(["--resume"] if number else [])))
-    assert main(command(recipe, scenes_folder, folder, *often, "--resume")) == 0
-    assert_same_training(folder, unbroken)
+                main(command(two_phases, scenes_folder, folder, *often, *(["--resume"] if number else [])))
+    assert main(command(two_phases, scenes_folder, folder, *often, "--resume")) == 0
+    assert_same_training(folder, two_phase_run)
 
 
 def test_a_frozen_encoder_that_an_earlier_phase_trained_is_the_same_after_a_resume(
@@ -447,9 +428,9 @@ def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -
         time.sleep(0.05)
 
 
-def test_ctrl_c_on_a_real_process(recipe, scenes_folder, tmp_path):
+def test_ctrl_c_on_a_real_process(two_phases, scenes_folder, tmp_path):
     folder = tmp_path / "run"
-    process = start(*command(recipe, scenes_folder, folder, "--set", "phases.frozen.epochs=5000"))
+    process = start(*command(two_phases, scenes_folder, folder, "--set", "phases.frozen.epochs=5000"))
     wait_for(folder / "history.jsonl", process)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=300)
@@ -460,15 +441,15 @@ def test_ctrl_c_on_a_real_process(recipe, scenes_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_sigterm_on_a_real_process_and_on(recipe, scenes_folder, tmp_path):
-    arguments = command(recipe, scenes_folder, tmp_path / "run", "--set", "train.save_minutes=0")
+def test_sigterm_on_a_real_process_and_on(two_phases, scenes_folder, tmp_path):
+    arguments = command(two_phases, scenes_folder, tmp_path / "run", "--set", "train.save_minutes=0")
     process = start(*arguments)
     wait_for(tmp_path / "run" / "latest" / "frozen" / "ckpt-2.index", process)
     process.terminate()
     assert "--resume" in process.communicate(timeout=300)[1] and process.returncode == 143
     again, whole = (
         start(*arguments, "--resume"),
-        start(*command(recipe, scenes_folder, tmp_path / "unbroken", "--set", "train.save_minutes=0")),
+        start(*command(two_phases, scenes_folder, tmp_path / "unbroken", "--set", "train.save_minutes=0")),
     )
     assert [process.wait(600) for process in (again, whole)] == [0, 0]
     assert_same_training(tmp_path / "run", tmp_path / "unbroken")
@@ -478,7 +459,7 @@ def test_sigterm_on_a_real_process_and_on(recipe, scenes_folder, tmp_path):
 def test_ten_times_sigkill_at_random_moments(scenes_folder, tmp_path):
     """Each time the process has come further than the time before, or at least not lost anything."""
     recipe = tmp_path / "recipe.toml"
-    longer = {name: {**RESUMABLE[name], "epochs": 6 * RESUMABLE[name]["epochs"]} for name in RESUMABLE}
+    longer = {name: {**TWO_PHASES[name], "epochs": 6 * TWO_PHASES[name]["epochs"]} for name in TWO_PHASES}
     recipe.write_text(recipe_of({**longer, "reward": {**REWARD, "epochs": 4}}), encoding="utf-8")
     often = ("--set", "train.save_minutes=0")
     began = time.monotonic()
