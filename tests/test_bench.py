@@ -37,6 +37,7 @@ def check(line: dict[str, Any]) -> None:
     assert line["machine"]["cores"] >= 1 and line["machine"]["cpu"] and line["commit"]
 
 
+@pytest.mark.slow
 def test_training() -> None:
     printed, line = run("bench_train.py")
     check(line)
@@ -48,6 +49,7 @@ def test_training() -> None:
     assert "random features" in printed
 
 
+@pytest.mark.slow
 def test_decoding() -> None:
     _, line = run("bench_decode.py")
     check(line)
