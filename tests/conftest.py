@@ -12,6 +12,8 @@ import hypothesis
 import numpy as np
 import pytest
 
+from captioner.data.vocabulary import END
+
 # Before TensorFlow is imported by any test: read once, at import.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -44,6 +46,16 @@ def narration() -> Iterator[None]:
     from captioner.system import console
 
     console.configure()
+
+
+def give_opinions(decoder: Any, seed: int = 2) -> None:
+    """Weights of an untrained decoder with which what it says depends on the picture."""
+    draw = np.random.default_rng(seed)
+    for variable in decoder.variables:
+        if not variable.name.endswith("bias"):
+            spread = 1.6 if variable is decoder.word_kernel else 0.2
+            variable.assign(draw.normal(0, spread, variable.shape))
+    decoder.word_bias.assign(np.eye(decoder.vocabulary_size)[END] * 2)
 
 
 def same_caption(one: Any, other: Any) -> bool:

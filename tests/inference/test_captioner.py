@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
-from captioner.data.vocabulary import END, Vocabulary
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
 from captioner.inference.base import BATCHES_AHEAD, searches_at_once
 from captioner.inference.caption import Caption
@@ -21,7 +21,7 @@ from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import Run
-from tests.conftest import same_caption
+from tests.conftest import give_opinions, same_caption
 
 WORDS = "a red blue circle square star is above below two three"
 SIZE = DecoderConfig(units=16, embedding=8)
@@ -33,12 +33,7 @@ def captioner() -> Captioner:
     vocabulary = Vocabulary.build([WORDS])
     encoder = load_encoder("small_cnn", weights="none", size=48)
     decoder = CaptionDecoder(SIZE, vocabulary_size=len(vocabulary), channels=encoder.channels)
-    draw = np.random.default_rng(2)
-    for variable in decoder.variables:
-        if not variable.name.endswith("bias"):
-            spread = 1.6 if variable is decoder.word_kernel else 0.2
-            variable.assign(draw.normal(0, spread, variable.shape))
-    decoder.word_bias.assign(np.eye(len(vocabulary))[END] * 2)
+    give_opinions(decoder)
     return Captioner(encoder, decoder, vocabulary, DecodeConfig(max_words=8))
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 from captioner.apps.export.export import ExportPlan, export
 from captioner.config import Config, DecodeConfig, DecoderConfig, EncoderConfig
-from captioner.data.vocabulary import END, Vocabulary
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError, RunError
 from captioner.inference import beam_search as search
 from captioner.inference import numpy_beam_search
@@ -33,7 +33,7 @@ from captioner.models.decoder import CaptionDecoder
 from captioner.models.encoder import load_encoder
 from captioner.runs.run_folder import BEST, Run
 from captioner.system.manifest import read_manifest, write_manifest
-from tests.conftest import same_caption
+from tests.conftest import give_opinions, same_caption
 
 WORDS = "a red blue circle square star is above below two three"
 CONFIG = Config(
@@ -48,12 +48,7 @@ def make_run(folder: Path, *, seed: int = 2, languages: tuple[str, ...] = ()) ->
     vocabulary = Vocabulary.build([WORDS], languages=languages)
     encoder = load_encoder("small_cnn", weights="none", size=32, flip_augmented=True)
     decoder = CaptionDecoder(CONFIG.decoder, vocabulary_size=len(vocabulary), channels=encoder.channels)
-    draw = np.random.default_rng(seed)
-    for variable in decoder.variables:
-        if not variable.name.endswith("bias"):
-            spread = 1.6 if variable is decoder.word_kernel else 0.2
-            variable.assign(draw.normal(0, spread, variable.shape))
-    decoder.word_bias.assign(np.eye(len(vocabulary))[END] * 2)
+    give_opinions(decoder, seed)
     run = Run.create(folder, CONFIG, vocabulary, encoder)
     run.save_best(decoder, encoder, {"phase": "decoder", "epoch": 1})
     return run
