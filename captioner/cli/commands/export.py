@@ -51,7 +51,8 @@ def run(arguments: Namespace) -> int:
         quiet=arguments.quiet,
     )
     made = export_run(arguments.run, plan)
-    print(f"{made.folder}: {made.bytes / 1e6:.3g} MB")
+    size = f"{made.bytes / 1e6:.1f} MB" if made.bytes >= 1e6 else f"{made.bytes / 1e3:.0f} kB"
+    print(f"{made.folder}: {size}")
     for check in made.checks:
         print(
             f"  {check.variant}: {check.same_text} of {check.pictures} captions are the run's own, "
