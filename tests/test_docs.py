@@ -102,6 +102,15 @@ def test_links_and_pictures_are_there_and_small(path: Path) -> None:
             assert file.stat().st_size < 300_000, target
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, text in MANUALS.items() if "\n- [" in text.split("\n## ")[0]]
+)
+def test_a_list_of_contents_is_whole(name: str) -> None:
+    head, *sections = re.split(r"^## ", MANUALS[name], flags=re.MULTILINE)
+    listed = re.findall(r"^- \[(.+?)\]\(#", head, flags=re.MULTILINE)
+    assert listed == [section.partition("\n")[0] for section in sections]
+
+
 def test_the_readme_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first steps and the Python example, on fewer pictures and for one epoch."""
     monkeypatch.chdir(tmp_path)
