@@ -30,9 +30,8 @@ def staging(arguments: Namespace) -> Iterator[None]:
     """Context in which arguments that are URLs of object stores are replaced by local folders."""
     from captioner.system.files import is_url
 
-    names = ("data", "root", "run", "cache", "out")
-    values = [getattr(arguments, name, None) for name in names] + list(getattr(arguments, "paths", ()))
-    if not any(map(is_url, values)):
+    values = [value if isinstance(value, list) else [value] for value in vars(arguments).values()]
+    if not any(is_url(value) for each in values for value in each):
         yield
         return
     from captioner.apps.cluster.object_store import staged

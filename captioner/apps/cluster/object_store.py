@@ -24,6 +24,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from captioner.data.data_folders import DataFolder
 from captioner.data.feature_cache import cache_base
 from captioner.data.image_files import gather, is_picture_name
 from captioner.errors import CaptionerError, ConfigError, MissingExtra
@@ -34,7 +35,8 @@ from captioner.system.shard_spec import ShardSpec
 LEDGER = ".remote.json"
 UPLOAD_SECONDS = 30.0  # between the ends of one upload and the beginning of the next
 _TRANSFERS = 16  # at a time
-READ, WRITTEN = ("data", "root"), ("run", "cache", "out")
+# Arguments that name folders: those that a command reads, and those that it writes to.
+READ, WRITTEN = ("data", "root", "start", "against", "folder", "captions"), ("run", "cache", "out")
 
 
 @contextmanager
@@ -47,20 +49,26 @@ def staged(arguments: Namespace) -> Iterator[None]:
     if getattr(arguments, "engine", None):
         raise ConfigError("--engine needs paths that every machine reaches: mount the store, or use --shard")
     with ExitStack() as stack:
-        for name in READ:
-            if is_url(getattr(arguments, name, None)):
-                mirror = Mirror(getattr(arguments, name))
-                mirror.pull(quiet=arguments.quiet)
-                setattr(arguments, name, str(mirror.folder))
-        for name in WRITTEN:
-            if is_url(getattr(arguments, name, None)):
-                mirror = Mirror(getattr(arguments, name))
-                mirror.pull(needed=False, quiet=arguments.quiet)
-                stack.enter_context(mirror.uploading())
-                setattr(arguments, name, str(mirror.folder))
+        for name in (name for name in (*READ, *WRITTEN) if getattr(arguments, name, None)):
+            given = getattr(arguments, name)
+            several = given if isinstance(given, list) else [given]
+            local = [_stage_folder(one, name in READ, stack, arguments.quiet) for one in several]
+            setattr(arguments, name, local if isinstance(given, list) else local[0])
         if any(map(is_url, getattr(arguments, "paths", ()))):
             _stage_pictures(arguments, stack)
         yield
+
+
+def _stage_folder(text: Any, read: bool, stack: ExitStack, quiet: bool) -> Any:
+    """What stands for an argument with a URL in it, such as `de=s3://bucket/data*5`; others as they are."""
+    if not is_url(text):
+        return text
+    url = DataFolder.of(text).path
+    mirror = Mirror(url)
+    mirror.pull(needed=read, quiet=quiet)
+    if not read:
+        stack.enter_context(mirror.uploading())
+    return text.replace(url, str(mirror.folder))
 
 
 def _stage_pictures(arguments: Namespace, stack: ExitStack) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import threading
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from PIL import Image
 
 from captioner.cli.main import main
+from captioner.cli.sharding import staging
 from captioner.errors import CaptionerError, MissingExtra
 from captioner.system.files import is_url
 
@@ -232,6 +234,23 @@ def test_captioning_a_bucket(
     after = there(store, f"{place}/photos")
     assert after["sub/d.txt"] == written["sub/d.txt"]
     assert {name: after[name] for name in before} == before
+
+
+def test_every_argument_that_names_a_folder_may_be_a_url(place, store, tmp_path, monkeypatch):
+    monkeypatch.setenv("CAPTIONER_CACHE", str(tmp_path / "cache"))
+    store.pipe(f"{place}/one/captions.csv", b"image,caption\n")
+    store.pipe(f"{place}/two/config.json", b"{}")
+    arguments = Namespace(
+        data=[f"de={place}/one*5", "en=here"], start=f"{place}/two", run=f"{place}/new", out=None, quiet=True
+    )
+    with staging(arguments):
+        (data, here), start, run = arguments.data, Path(arguments.start), Path(arguments.run)
+        assert data.startswith("de=") and data.endswith("/one*5") and here == "en=here"
+        assert (Path(data[len("de=") : -len("*5")]) / "captions.csv").is_file()
+        assert (start / "config.json").is_file() and arguments.out is None
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "log.txt").write_text("done", encoding="utf-8")
+    assert there(store, f"{place}/new")["log.txt"] == b"done"
 
 
 @pytest.mark.slow
