@@ -16,6 +16,7 @@ from captioner.apps.export import export as room
 from captioner.apps.export.export import ExportPlan, export
 from captioner.apps.export.parity_check import Answer, Variant
 from captioner.apps.export.savedmodel import _joiner
+from captioner.cli.commands import export as command_of_export
 from captioner.cli.main import main
 from captioner.data.images import read_image
 from captioner.data.vocabulary import Vocabulary
@@ -156,6 +157,24 @@ def test_nothing_is_lost_by_float16_where_the_run_has_no_more(tmp_path: Path) ->
     about = json.loads((made.folder / "export.json").read_text(encoding="utf-8"))
     assert about["precision"] == "float16"
     assert made.checks[0].same_text == 12 and made.checks[0].score_error < 1e-2
+
+
+@pytest.mark.slow
+def test_eight_bits_where_dev_captions_lose_nothing(
+    tmp_path: Path, scenes_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not asked for, but with pictures to learn the range of activations from and captions to judge by."""
+    folder = make_run(tmp_path / "run").folder
+    command = ["export", "--run", str(folder), "--data", str(scenes_folder), "--pictures", "8"]
+    for most_lost, precision, said in (
+        (0.5, "int8", "in 8 bits, with"),
+        (-1.0, "float32", "not in 8 bits: CIDEr"),
+    ):
+        monkeypatch.setattr(command_of_export, "MOST_LOST", most_lost)
+        assert main(command) == 0
+        assert said in capsys.readouterr().err
+        about = json.loads((folder / "compiled" / "export.json").read_text(encoding="utf-8"))
+        assert about["precision"] == precision
 
 
 # What is refused.
