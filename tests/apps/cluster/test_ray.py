@@ -48,6 +48,22 @@ def test_without_ray_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
 
 # On a cluster.
 
+MINUTES = 8  # for one test
+
+
+@pytest.fixture(autouse=True)
+def time_limit() -> Iterator[None]:
+    """A job that never ends fails its test, wherever it waits."""
+
+    def give_up(*_: Any) -> None:
+        raise TimeoutError(f"not done after {MINUTES} minutes")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(60 * MINUTES)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
@@ -59,7 +75,7 @@ def cluster() -> Iterator[Any]:
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     made.kept = [made.add_node(num_cpus=1) for _ in range(2)]
-    made.wait_for_nodes()
+    made.wait_for_nodes(timeout=120)
     yield made
     made.shutdown()
 
