@@ -152,13 +152,22 @@ def _json_form(path: Path) -> str:
 def _load_json(source: CaptionsFile, form: str) -> dict[str, Any]:
     text = read_text(source.path)
     try:
-        data = json.loads(text)
+        data = json.loads(text, object_hook=_without_tokens)
     except json.JSONDecodeError as error:
         where = f"{source.path}, line {error.lineno}"
         raise DataError(f"{where}: not JSON ({error.msg}); expected {form}") from error
     if not isinstance(data, dict):
         refuse(source, form, text)
     return data
+
+
+def _without_tokens(each: dict[str, Any]) -> dict[str, Any]:
+    """An object of the file, less what is not read: of COCO's size that would be half a gigabyte."""
+    if each.get("raw"):
+        for key in ("tokens", "sentid", "imgid"):
+            each.pop(key, None)
+    each.pop("sentids", None)
+    return each
 
 
 def _parse_karpathy(listing: Listing, source: CaptionsFile, split: str) -> None:
