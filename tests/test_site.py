@@ -75,7 +75,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytes
     client.execute()
     said = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert not re.search(r"^error:|^Traceback", said, re.MULTILINE), said  # TensorFlow tells of CUDA errors
-    assert "captions are the run's own" in said and "against runs/mine" in said
+    assert "captions are the run's own" in said and "against mine/test/predictions.jsonl" in said
 
 
 def test_the_notebook_shows_its_outputs() -> None:
