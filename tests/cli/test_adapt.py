@@ -60,7 +60,9 @@ def test_from_corrections_to_a_run(
     assert "not learned from: 8 captions that captioner wrote and nobody has changed" in said.err
     assert "captions whose picture is gone: 1 (gone.txt)" in said.err
     assert "2 new words: rexred, bello" in said.out
-    assert "on 4 pictures kept aside:" in said.out and said.out.count("\n  before  ") == 4
+    assert "on 4 pictures kept aside (so few that CIDEr is mostly chance):" in said.out
+    assert f"captioner caption {photos} --recursive --write txt --if-exists renew --run {run}" in said.out
+    assert said.out.count("\n  before  ") == 4
     assert digests(tiny_run) == before, "the run that one starts from is never changed"
     opened = Run.open(run)
     assert (

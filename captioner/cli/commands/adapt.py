@@ -112,7 +112,8 @@ def run(arguments: Namespace) -> int:
     for line in _before_and_after(made, splits["dev"].records, arguments.language):
         print(line)
     print(f"{arguments.run}: as any other run")
-    print(f"  captioner caption {arguments.folder} --recursive --write txt --run {arguments.run}")
+    renew = "--recursive --write txt --if-exists renew"
+    print(f"  captioner caption {arguments.folder} {renew} --run {arguments.run}")
     left_out = made.history()[-1].get("unreadable", 0)
     if left_out:
         print(f"pictures left out: {left_out}, see {arguments.run}/log.txt", file=sys.stderr)
@@ -185,7 +186,8 @@ def _before_and_after(run: Any, kept: Sequence[Any], language: str | None) -> It
     after, start = run.best_info(), run.start
     new = start["new_words"]
     yield f"{len(new)} new words{': ' + ', '.join(new[:12]) if new else ''}{', …' if len(new) > 12 else ''}"
-    yield f"on {len(kept)} pictures kept aside:"
+    chance = " (so few that CIDEr is mostly chance)" if len(kept) < CIDER_FROM else ""
+    yield f"on {len(kept)} pictures kept aside{chance}:"
     yield f"  {'':24}{'before':>8}{'after':>8}"
     for name, label in LABELS.items():
         yield f"  {label:24}{before[name]:8.1f}{after[name]:8.1f}"
