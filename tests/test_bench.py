@@ -49,7 +49,6 @@ def test_training() -> None:
     assert "random features" in printed
 
 
-@pytest.mark.slow
 def test_decoding() -> None:
     _, line = run("bench_decode.py")
     check(line)
@@ -57,6 +56,7 @@ def test_decoding() -> None:
     assert line["images_per_second_beam"] > 0 and line["images_per_second_files"] > 0
 
 
+@pytest.mark.slow
 def test_start(tiny_run: Path) -> None:
     _, line = run("bench_start.py", "--run", str(tiny_run))
     check(line)

@@ -23,7 +23,7 @@ from captioner.models.graph_rewrite import foldable, initialize, rewrite
 
 layers = keras.layers
 # The large ones take seconds to build: they are walked through by `-m slow`.
-LIGHT = ("mobilenet_v2", "efficientnet_lite1", "small_cnn")
+LIGHT = ("mobilenet_v2", "small_cnn")
 
 
 def rows(names: Iterable[str], light: Sequence[str] = LIGHT) -> list[Any]:
