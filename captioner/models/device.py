@@ -19,8 +19,8 @@ from captioner.system.hardware import cores, precision, processor_name
 
 BFLOAT16_SINCE = (8, 0)  # NVIDIA's compute capability from which products in bfloat16 are faster
 # Pictures (with their captions) below which a micro-batch costs more than it brings: each has operations of
-# its own for every word, and a set of gradients to be added up. A judgment; `bench_train.py --grow
-# micro-batches` measures it on a machine.
+# its own for every word, and a set of gradients to be added up. Of 16 pictures, micro-batches of four cost a
+# quarter more processor time than one of 16, those of two three quarters more (docs/speed.md).
 FEWEST_PICTURES = 4
 _SECONDS = 20  # for nvidia-smi
 
