@@ -8,12 +8,13 @@
     workers/NAME/   the same once more: what one of several workers has made, until `take_over` takes it in
 
 Every file is written under a temporary name and renamed. A shard never changes; whatever is missing or
-changed goes into new ones. Rows are memory-mapped and checked against their checksum when first read.
+changed goes into new ones. Rows are read as they are asked for, and checked against their checksum when first
+read; none stays in this process, so that its memory is the same whatever the size of the set.
 """
 
 from __future__ import annotations
 
-import mmap
+import io
 import os
 import shutil
 import time
@@ -34,7 +35,6 @@ FORMAT = 1
 
 WORKERS = "workers"
 
-_RESIDENT_BYTES = 64 * 2**20
 # A file changed this shortly before it was read may change again within one tick of the file system's clock.
 _SETTLED_NS = 2 * 10**9
 
@@ -69,7 +69,7 @@ class FileStat(NamedTuple):
 class _Shard:
     path: Path
     checksums: list[int]
-    array: Any = None  # np.memmap once opened
+    begin: int = -1  # of the first row in the file, in bytes, once it has been opened
     checked: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
 
 
@@ -92,7 +92,6 @@ class FeatureCache:
         self.locations: dict[str, Location] = {}
         self.damaged: list[str] = []
         self._shards: dict[int, _Shard] = {}
-        self._resident_bytes = 0
         self.refresh()
 
     @property
@@ -201,28 +200,34 @@ class FeatureCache:
             CacheError: a row is not what was written.
         """
         rows = np.empty((len(locations), *self.shape), np.float16)  # (n, P, C)
-        for target, (number, row) in zip(rows, locations, strict=True):
+        by_shard: dict[int, list[int]] = {}
+        for place, (number, _) in enumerate(locations):
+            by_shard.setdefault(number, []).append(place)
+        for number, places in by_shard.items():
             shard = self._shards[number]
-            if shard.array is None:
-                shard.array = _map(shard.path, (len(shard.checksums), *self.shape))
-                shard.checked = np.zeros(len(shard.checksums), bool)
-            target[:] = shard.array[row]
-            if not shard.checked[row]:
-                if zlib.crc32(target.data) != shard.checksums[row]:
-                    raise CacheError(_damaged(shard.path, f"row {row} is not what was written"))
-                shard.checked[row] = True
-        self._release(rows.nbytes)
+            try:
+                # Not mapped: the system maps much more around a page that is touched, which counts as ours.
+                with open(shard.path, "rb", buffering=0) as file:
+                    if shard.begin < 0:
+                        shard.checked = np.zeros(len(shard.checksums), bool)
+                        shard.begin = _first_row(file, shard.path, (len(shard.checksums), *self.shape))
+                    for place in places:
+                        self._read_row(file, shard, locations[place].row, rows[place])
+            except OSError as error:
+                raise CacheError(_damaged(shard.path, error.strerror or str(error))) from error
         return rows
 
-    def _release(self, read_bytes: int) -> None:
-        # Mapped pages count as this process's memory although the system can take them back at any time: hand
-        # them back now and then, so that memory stays flat and a memory limit is not met. They stay cached.
-        self._resident_bytes += read_bytes
-        if self._resident_bytes > _RESIDENT_BYTES and hasattr(mmap, "MADV_DONTNEED"):
-            self._resident_bytes = 0
-            for shard in self._shards.values():
-                if shard.array is not None:
-                    shard.array._mmap.madvise(mmap.MADV_DONTNEED)
+    def _read_row(self, file: io.FileIO, shard: _Shard, row: int, target: np.ndarray) -> None:
+        file.seek(shard.begin + row * target.nbytes)
+        data, done = target.data.cast("B"), 0
+        while done < len(data) and (count := file.readinto(data[done:])):
+            done += count
+        if done < len(data):
+            raise CacheError(_damaged(shard.path, f"row {row} is cut off"))
+        if not shard.checked[row]:
+            if zlib.crc32(data) != shard.checksums[row]:
+                raise CacheError(_damaged(shard.path, f"row {row} is not what was written"))
+            shard.checked[row] = True
 
     def _begin(self) -> None:
         if not self._shards:
@@ -383,14 +388,17 @@ def _link(path: Path, target: Path) -> None:
             shutil.copyfile(path, temporary)
 
 
-def _map(path: Path, shape: tuple[int, ...]) -> Any:
+def _first_row(file: io.FileIO, path: Path, shape: tuple[int, ...]) -> int:
+    """Where the rows of a shard begin in its file, in bytes."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        found, in_columns, dtype = read[version](file)
+    except (ValueError, EOFError, KeyError) as error:
         raise CacheError(_damaged(path, str(error))) from error
-    if array.shape != shape or array.dtype != np.float16:
-        raise CacheError(_damaged(path, f"expected {shape} float16, found {array.shape} {array.dtype}"))
-    return array
+    if found != shape or dtype != np.float16 or in_columns:
+        raise CacheError(_damaged(path, f"expected {shape} float16, found {found} {dtype}"))
+    return file.tell()
 
 
 def _damaged(path: Path, what: str) -> str:

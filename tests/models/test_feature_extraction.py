@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -339,14 +341,27 @@ def test_the_last_batch_is_filled_up(records: list[CaptionedImage], encoder: Enc
     np.testing.assert_array_equal(whole.read([records[5].id]), part.read([records[5].id]))
 
 
-def test_memory_stays_flat(
-    records: list[CaptionedImage], encoder: Encoder, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pages that were read are handed back, and read again when asked for."""
-    monkeypatch.setattr(shards, "_RESIDENT_BYTES", 1000)
-    store = extract(records, encoder, folder=cache, batch_size=4, quiet=True)
-    once, twice = everything(store), everything(store)
-    np.testing.assert_array_equal(once, twice)
+def test_memory_stays_flat(tmp_path: Path) -> None:
+    """A process that has read 128 MB of features, in any order, is no larger than before."""
+    cache = shards.FeatureCache(tmp_path, {"encoder": "none"}, shape=(98, 1280))
+    for first in (0, 256):
+        names = [f"{number}" for number in range(first, first + 256)]
+        cache.write(np.ones((256, 98, 1280), np.float16), pictures=[(name, name) for name in names])
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from captioner.data.feature_cache import FeatureCache\n"
+        "cache = FeatureCache(Path(sys.argv[1]), {'encoder': 'none'}, shape=(98, 1280))\n"
+        "places = list(cache.locations.values())\n"
+        "cache.read(places[:16])\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "for start in range(0, 512, 16):\n"
+        "    assert (cache.read(places[start::32]) == 1).all()\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 16  # MiB
 
 
 def test_the_cache_says_what_it_is(records: list[CaptionedImage], encoder: Encoder, cache: Path) -> None:
