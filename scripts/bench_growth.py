@@ -14,6 +14,7 @@ learned. The last line is JSON.
 """
 
 import argparse
+import dataclasses
 import gc
 import itertools
 import json
@@ -56,6 +57,7 @@ def main() -> int:
             write_dataset(Path(scratch), paths, size, arguments.data)
             measure.note(f"{size} pictures")
             command = [sys.executable, __file__, arguments.recipe, "--side", scratch]
+            command += ["--sizes", *map(str, arguments.sizes)]
             command += [word for each in arguments.set for word in ("--set", each)]
             environment = {**os.environ, "CAPTIONER_CACHE": f"{scratch}/cache", "TF_CPP_MIN_LOG_LEVEL": "3"}
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment)
@@ -92,6 +94,7 @@ def side(arguments: argparse.Namespace) -> int:
     """Prepares a training, measures, and prints the figures as JSON."""
     from captioner.config import load_config
     from captioner.training import train as training
+    from captioner.training.input_pipeline import shrink_batch
 
     figures: dict[str, Any] = {"start_gib": measure.peak_memory_gib(), "phases": {}}
 
@@ -126,6 +129,9 @@ def side(arguments: argparse.Namespace) -> int:
 
     settings = ["encoder.weights=none", *arguments.set]
     config = load_config(arguments.recipe, settings)
+    # Batches shrink where pictures are few: here as for the smaller size, or memory would grow with them.
+    phases = {name: shrink_batch(phase, min(arguments.sizes)) for name, phase in config.phases.items()}
+    config = dataclasses.replace(config, phases=phases)
     run = Path(arguments.side) / f"run-{os.getpid()}"
     training.train(config, arguments.side, run, kind=Preparation, quiet=True)
     figures["peak_gib"] = measure.peak_memory_gib()
