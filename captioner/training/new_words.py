@@ -26,6 +26,7 @@ RATE = 0.02  # of Adam, falling to nothing
 HELD = 3e-3  # weight of the squared distance of a row from its beginning
 CLAIMED = 0.05  # share in a new word from which on the start may have written an old one in its place
 UNUSED = 5.0  # nats by which words fall behind that another language has no use for
+FEWEST = 5  # times a word must stand somewhere: fewer, perhaps of one picture, do not tell where it belongs
 MOST_PICTURES = 1000  # looked at; what the captions of others have is learned by training alone
 
 
@@ -53,7 +54,7 @@ def fit_new_words(
     *,
     seed: int,
 ) -> int:
-    """Fits the output rows of the new words that captions have; the others stay.
+    """Fits the output rows of the new words that captions have often enough; the others stay.
 
     Args:
         decoder: with V known words and n new ones behind them; changed.
@@ -71,7 +72,7 @@ def fit_new_words(
     if own:
         found.append(_positions(decoder, *own, shares < CLAIMED))
     positions = Positions(*(np.concatenate(each) for each in zip(*found, strict=True)))
-    met = np.isin(np.arange(new), positions.words - known)
+    met = np.bincount(positions.words[positions.words >= known] - known, minlength=new) >= FEWEST
     weights = decoder.weights_dict()
     tied = decoder.word_kernel is None
     name = "embedding" if tied else "word_kernel"

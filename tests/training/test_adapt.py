@@ -20,7 +20,7 @@ from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.adapt import AdaptStep, StartCaptions, most_alike
 from captioner.training.input_pipeline import TokenizedCaptions
 from captioner.training.losses import divergence
-from captioner.training.new_words import UNUSED, fit_new_words, sink_unused_words
+from captioner.training.new_words import FEWEST, UNUSED, fit_new_words, sink_unused_words
 from captioner.training.optimizers import TrainOptimizer
 from captioner.training.train import train
 from captioner.training.warm_start import first_rows, grow_rows, grow_vocabulary, word_shares
@@ -98,8 +98,8 @@ def test_a_new_word_begins_as_what_the_run_says_in_its_place() -> None:
 def test_new_words_learn_their_places_first(tied: bool) -> None:
     words = Vocabulary((*OLD.words, "rex", "unheard"))
     rex, known = words.ids("rex")[0], len(OLD)
-    people = TokenizedCaptions(pictures(("a rex runs",), ("a dog",)), words, max_words=9)
-    own = TokenizedCaptions(pictures(("a dog runs",), ("a dog",)), words, max_words=9)
+    people = TokenizedCaptions(pictures(("a rex runs",) * FEWEST, ("an unheard dog",)), words, max_words=9)
+    own = TokenizedCaptions(pictures(("a dog runs",) * FEWEST, ("a dog",)), words, max_words=9)
 
     def likely(word: str) -> np.ndarray:
         """How likely "rex", which may stand for that word, is after "a" of each picture."""
@@ -111,7 +111,7 @@ def test_new_words_learn_their_places_first(tied: bool) -> None:
         decoder.load_weights_dict(grow_rows(weights, shares))
         before = decoder.weights_dict()
         two = ((people, Features()), (own, Features()))
-        assert fit_new_words(decoder, shares, *two, seed=0) == 1, "no caption has the other one"
+        assert fit_new_words(decoder, shares, *two, seed=0) == 1, "too few captions have the other one"
         after = decoder.weights_dict()
         rows = {"embedding"} if tied else {"word_kernel"}
         changed = {name for name, x in before.items() if not np.array_equal(x, after[name])}
