@@ -436,6 +436,8 @@ def test_two_thousand_pictures_killed_until_through(tmp_path: Path, language: st
     good = [path for path, text in made.items() if text]
     for path, caption in zip(good, Captioner.load(model).captions_of(good), strict=True):
         made[path] = caption.text
+    good = [path for path in good if made[path]]  # of an untrained decoder some have no word
+    assert len(good) > 1800
     assert sum(bool(re.search(script, made[path] or "")) for path in good) > 100
     assert len(set(made.values())) > 20
 
