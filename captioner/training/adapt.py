@@ -13,19 +13,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from captioner.config import Config, PhaseConfig
 from captioner.data.datasets import CaptionedImage
 from captioner.data.vocabulary import Vocabulary, words_of
 from captioner.inference.captioner import Captioner
 from captioner.models.decoder import CaptionDecoder
-from captioner.models.encoder import Encoder
 from captioner.models.layers.attention_gru import Tensor
 from captioner.models.layers.dropout import BatchDropout
 from captioner.models.layers.packed_forward import packed_forward
 from captioner.training.input_pipeline import FeatureSource, TokenizedCaptions
 from captioner.training.losses import add_up, divergence
 from captioner.training.micro_batches import by_position, split_micro_batches
-from captioner.training.optimizers import TrainOptimizer
 from captioner.training.train_step import StepStats, TrainStep, stats_of
 
 SAMPLES = 2  # captions of the start's a picture
@@ -84,32 +81,19 @@ class StartCaptions:
 class AdaptStep(TrainStep):
     """Steps of cross entropy that stay close to the start.
 
+    The phase's `closeness` weighs how far the probabilities have moved, in nats a word.
+
     Args:
-        config: as `TrainStep`.
-        phase: its `closeness` weighs how far the probabilities have moved, in nats a word.
-        decoder: in training.
-        encoder: frozen.
-        updater: of the decoder's variables.
-        vocabulary: of the training.
+        of_step: as `TrainStep`; the encoder is frozen.
         start: the start's decoder, of the first V of the words.
         shares: (n, V), of these in each of the n others.
         captions: what the start writes.
     """
 
     def __init__(
-        self,
-        config: Config,
-        phase: PhaseConfig,
-        decoder: CaptionDecoder,
-        encoder: Encoder,
-        updater: TrainOptimizer,
-        vocabulary: Vocabulary,
-        *,
-        start: CaptionDecoder,
-        shares: np.ndarray,
-        captions: StartCaptions,
+        self, *of_step: Any, start: CaptionDecoder, shares: np.ndarray, captions: StartCaptions
     ) -> None:
-        super().__init__(config, phase, decoder, encoder, updater, vocabulary)
+        super().__init__(*of_step)
         self.start, self.shares, self.captions = start, shares, captions
 
     def train(self, batch: Any, step: int) -> StepStats:
@@ -129,7 +113,7 @@ class AdaptStep(TrainStep):
         with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.casted_weights.shared():
             tape.watch(variables)
             cells, moved = self._cells(inputs, captions[2], numbers, dropout)
-            losses = self._losses(cells, captions, numbers, dropout)
+            losses = self._losses(inputs, cells, captions, numbers, dropout)
             distance = self._distance(kept, BatchDropout(seed, tf.size(kept_pictures)))
             objective = self._mean_loss(losses) + self.phase.closeness * distance + self._penalty()
         return self._apply(tape.gradient(objective, variables), add_up(losses), moved)

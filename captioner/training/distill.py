@@ -12,7 +12,6 @@ from typing import Any
 
 import tensorflow as tf
 
-from captioner.config import Config, PhaseConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
 from captioner.models.decoder import CaptionDecoder
@@ -23,9 +22,7 @@ from captioner.models.layers.dropout import BatchDropout
 from captioner.models.layers.packed_forward import packed_forward
 from captioner.runs.run_folder import Run
 from captioner.training.encoder_forward import frozen_cells
-from captioner.training.losses import LossTerms, add_up, distillation_loss
-from captioner.training.micro_batches import by_position, split_micro_batches
-from captioner.training.optimizers import TrainOptimizer
+from captioner.training.losses import LossTerms, distillation_loss
 from captioner.training.train_step import TrainStep
 
 
@@ -107,43 +104,28 @@ class Teachers:
 class DistillStep(TrainStep):
     """Steps whose target is a mixture of what the teachers find likely and the caption's own word.
 
+    The phase's `teacher_share` is the teachers' part of it.
+
     Args:
-        config: as `TrainStep`.
-        phase: its `teacher_share` is the teachers' part of the target.
-        decoder: in training.
-        encoder: as `TrainStep`.
-        updater: of the trained variables.
-        vocabulary: of the training.
+        of_step: as `TrainStep`.
         teachers: of the same words.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        phase: PhaseConfig,
-        decoder: CaptionDecoder,
-        encoder: Encoder,
-        updater: TrainOptimizer,
-        vocabulary: Vocabulary,
-        *,
-        teachers: Teachers,
-    ) -> None:
-        super().__init__(config, phase, decoder, encoder, updater, vocabulary)
+    def __init__(self, *of_step: Any, teachers: Teachers) -> None:
+        super().__init__(*of_step)
         self.teachers = teachers
 
-    def _train_graph(self, count: int, batch: tuple[Tensor, ...], pictures: Tensor, seed: Tensor) -> Any:
-        variables = [v.value for v in self.updater.variables_trained]
-        parts = by_position(split_micro_batches(count, (*batch, pictures)))
-        inputs, captions, numbers = parts[0], parts[1:4], parts[4]
+    def _losses(
+        self,
+        inputs: list[Tensor],
+        cells: list[Tensor],
+        captions: Sequence[list[Tensor]],
+        numbers: list[Any],
+        dropout: BatchDropout,
+    ) -> list[LossTerms]:
         taught = [self.teachers.probabilities(*part) for part in zip(inputs, *captions, strict=True)]
-        dropout = BatchDropout(seed, self._pictures(pictures))
-        with tf.GradientTape(watch_accessed_variables=False) as tape, self.decoder.casted_weights.shared():
-            tape.watch(variables)
-            cells, moved = self._cells(inputs, captions[2], numbers, dropout)
-            packed = self._packed(cells, captions, numbers, dropout)
-            losses: list[LossTerms] = [
-                distillation_loss(own, target, self.phase.teacher_share)
-                for own, target in zip(packed, taught, strict=True)
-            ]
-            objective = self._mean_loss(losses) + self._penalty()
-        return self._apply(tape.gradient(objective, variables), add_up(losses), moved)
+        packed = self._packed(cells, captions, numbers, dropout)
+        return [
+            distillation_loss(own, target, self.phase.teacher_share)
+            for own, target in zip(packed, taught, strict=True)
+        ]

@@ -164,7 +164,7 @@ class TrainStep:
             tape.watch(variables)
             with self.decoder.casted_weights.shared():
                 cells, moved = self._cells(inputs, captions[2], numbers, dropout)
-                losses = self._losses(cells, captions, numbers, dropout)
+                losses = self._losses(inputs, cells, captions, numbers, dropout)
             objective = self._mean_loss(losses) + self._penalty()
         return self._apply(tape.gradient(objective, variables), add_up(losses), moved)
 
@@ -212,7 +212,7 @@ class TrainStep:
             if self.phase.cross_entropy:
                 # Dropout of its own: these captions have another number of words than the sampled ones.
                 dropout = BatchDropout(seed, pictures_in_all)
-                losses = self._losses(cells, references, numbers, dropout)
+                losses = self._losses(inputs, cells, references, numbers, dropout)
                 objective += self.phase.cross_entropy * self._mean_loss(losses)
         sums = add_up(losses) if losses else (tf.constant(0.0),) * 3
         # Samples that are all alike have no advantage and no gradient, those of spoiled weights, too.
@@ -261,8 +261,14 @@ class TrainStep:
         ]
 
     def _losses(
-        self, cells: list[Tensor], captions: Sequence[list[Tensor]], numbers: list[Any], dropout: BatchDropout
+        self,
+        inputs: list[Tensor],
+        cells: list[Tensor],
+        captions: Sequence[list[Tensor]],
+        numbers: list[Any],
+        dropout: BatchDropout,
     ) -> list[LossTerms]:
+        """The losses of captions; `inputs` are what the cells are of."""
         packed = self._packed(cells, captions, numbers, dropout)
         return [caption_loss(each, self.phase) for each in packed]
 
